@@ -1,0 +1,92 @@
+/* ops.h - the CPU's op table: one slot per operation, filled with plain C (cpu/ref), then overridden upward by instruction set.
+ *
+ * Contracts and layouts: docs/kernels/. All vectors are f32 unless said otherwise; pointers of different arguments do not alias unless
+ * said so; sums run in the order the contract gives, so that results do not depend on threads. */
+#ifndef YK_CPU_OPS_H
+#define YK_CPU_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cpu/topology.h"
+#include "src/model/arch.h"
+#include "src/model/types.h"
+
+/* Activations rounded to int8 in blocks of 32: x ~ q * scale. Block b of row t covers columns 32b .. 32b+31; a last block that is not full
+ * is padded with zeros.
+ *   scale = max|x| / 127, q = round-half-away(x / scale); scale 0 and q 0 for a block of zeros.
+ *   sum[2b], sum[2b+1] = sum of q in columns 0..15 and 16..31 of the block. */
+typedef struct yk_q8 {
+    int8_t *q;     /* [rows][n_blocks * 32] */
+    float *scale;  /* [rows][n_blocks] */
+    int16_t *sum;  /* [rows][n_blocks * 2] */
+    uint32_t n_blocks;
+} yk_q8;
+
+typedef struct yk_matmul {
+    const uint8_t *w;      /* first weight row, file layout */
+    uint64_t row_bytes;    /* distance of weight rows */
+    uint32_t n_rows;       /* weight rows to compute */
+    uint32_t n_cols;       /* a multiple of the type's block */
+    const float *x;        /* f32 types: activations [n_tokens][x_stride] */
+    size_t x_stride;       /* floats */
+    const yk_q8 *xq;       /* quantised types: activations, rows as in x; x is then not read */
+    const uint32_t *rows;  /* NULL, or [n_tokens]: token t uses activation row rows[t] */
+    uint32_t n_tokens;
+    float *y;              /* [n_tokens][y_stride]: y[t][r] = sum over columns */
+    size_t y_stride;       /* floats */
+} yk_matmul;
+
+typedef struct yk_attention {
+    const float *q;          /* [n_heads][head_dim], rotated, of one token */
+    const void *const *k_blocks; /* [n_blocks] pointers to K of this kv head: [16][head_dim], kv_stride elements apart */
+    const void *const *v_blocks;
+    size_t kv_stride;        /* elements between positions of one block */
+    uint32_t n_heads;        /* query heads that share this kv head */
+    uint32_t head_dim;
+    uint32_t first, end;     /* positions first <= p < end are seen; end > first */
+    float scale;             /* 1 / sqrt(head_dim) */
+    const float *sinks;      /* NULL or [n_heads]: one more logit each, with value zero */
+    bool kv_f16;             /* else f32 */
+    float *scores;           /* scratch [n_heads * round up 16 (end - first)] */
+    float *out;              /* [n_heads][head_dim] */
+} yk_attention;
+
+typedef struct yk_ops {
+    yk_isa isa;
+
+    /* Rows of a weight matrix into f32, exactly as the type defines them. n_elems is a multiple of the block. [by yk_type] */
+    void (*dequant[YK_TYPE_LIMIT])(const uint8_t *w, uint64_t n_elems, float *y);
+    /* y = W x for a range of rows and a batch of tokens. [by yk_type] */
+    void (*matmul[YK_TYPE_LIMIT])(const yk_matmul *m);
+
+    /* One row of n f32 into q8 row `row` of dst. */
+    void (*quantise)(const float *x, uint32_t n, yk_q8 *dst, uint32_t row);
+
+    /* y = x / sqrt(mean(x^2) + eps) * w (+ b); w NULL means 1; y may be x. */
+    void (*rms_norm)(const float *x, const float *w, const float *b, uint32_t n, float eps, float *y);
+    /* y += x */
+    void (*add)(const float *x, uint32_t n, float *y);
+    /* y += a * x */
+    void (*add_scaled)(const float *x, float a, uint32_t n, float *y);
+    /* Rotate n_heads heads of head_dim in place, the first n_rot dimensions of each; cs: [n_rot/2][2] cos and sin of this position. */
+    void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot, const float *cs, yk_rope_pairing pairing);
+    /* y = glu(gate, up); y may be gate. */
+    void (*glu)(const float *gate, const float *up, uint32_t n, yk_glu kind, float *y);
+    /* Attention of one token for one kv head. */
+    void (*attention)(const yk_attention *a);
+    /* Router: logits [n] -> ids [k] and weights [k]. Always gives k different ids < n, whatever the logits (NaN counts as the lowest);
+     * equal logits go to the lower id. */
+    void (*route)(const float *logits, uint32_t n, uint32_t k, yk_router kind, bool renorm, uint32_t *ids, float *weights);
+    /* f32 to f16, round to nearest even. */
+    void (*to_f16)(const float *x, uint32_t n, uint16_t *y);
+} yk_ops;
+
+/* The table for an instruction set level; slots without a kernel of that level hold the next lower one's. Static storage. */
+const yk_ops *yk_ops_get(yk_isa isa);
+
+/* Layers of the table, lowest first. */
+void yk_ops_fill_ref(yk_ops *ops);
+
+#endif

@@ -1,0 +1,7 @@
+#include "src/base/env.h"
+
+#include <stdlib.h>
+
+const char *yk_env_fail_alloc(void) { return getenv("YOKE_FAIL_ALLOC"); }
+const char *yk_env_module_path(void) { return getenv("YOKE_MODULE_PATH"); }
+const char *yk_env_isa(void) { return getenv("YOKE_ISA"); }

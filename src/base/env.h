@@ -1,0 +1,10 @@
+/* env.h - the only place that reads environment variables. */
+#ifndef YK_BASE_ENV_H
+#define YK_BASE_ENV_H
+
+/* Values are read at each call; NULL or empty when unset. */
+const char *yk_env_fail_alloc(void);  /* YOKE_FAIL_ALLOC=k: the k-th allocation fails (fault_injection builds) */
+const char *yk_env_module_path(void); /* YOKE_MODULE_PATH: where GPU modules are searched first */
+const char *yk_env_isa(void);         /* YOKE_ISA: highest instruction set to use, as yk_engine_opts.isa */
+
+#endif

@@ -1,0 +1,140 @@
+#include "src/base/file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+yk_status yk_map_open(yk_map *map, const char *path, yk_error *err)
+{
+    *map = (yk_map){0};
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    YK_FAIL_IF(fd < 0, err, YK_ERR_INPUT, "%s: %s", path, strerror(errno));
+    struct stat st;
+    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        const bool dir = S_ISDIR(st.st_mode);
+        close(fd);
+        return yk_fail(err, YK_ERR_INPUT, dir ? "%s: is a directory; give a file" : "%s: is not a regular file", path);
+    }
+    if (st.st_size == 0) {
+        close(fd);
+        return YK_OK;
+    }
+    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+    const int e = errno;
+    close(fd);
+    YK_FAIL_IF(p == MAP_FAILED, err, e == ENOMEM ? YK_ERR_MEMORY : YK_ERR_INPUT, "%s: cannot be mapped: %s", path, strerror(e));
+    map->data = p;
+    map->size = (uint64_t)st.st_size;
+    return YK_OK;
+}
+
+void yk_map_close(yk_map *map)
+{
+    if (map->data)
+        munmap((void *)(uintptr_t)map->data, map->size);
+    *map = (yk_map){0};
+}
+
+static yk_status read_stream(char **out, size_t *n_bytes, FILE *f, const char *path, uint64_t max_bytes, yk_error *err)
+{
+    size_t n = 0, cap = 1 << 16;
+    char *buf = yk_alloc(YK_MEM_RUNTIME, cap, 1);
+    if (!buf)
+        return yk_fail_memory(err, cap, path);
+    for (;;) {
+        n += fread(buf + n, 1, cap - 1 - n, f);
+        if (ferror(f)) {
+            yk_free(buf);
+            return yk_fail(err, YK_ERR_INPUT, "%s: %s", path, strerror(errno));
+        }
+        if (n < cap - 1)
+            break;
+        if (n > max_bytes) {
+            yk_free(buf);
+            return yk_fail(err, YK_ERR_INPUT, "%s: larger than %" PRIu64 " bytes", path, max_bytes);
+        }
+        char *more = yk_realloc(YK_MEM_RUNTIME, buf, cap, 2);
+        if (!more) {
+            yk_free(buf);
+            return yk_fail_memory(err, 2 * (uint64_t)cap, path);
+        }
+        buf = more;
+        cap *= 2;
+    }
+    buf[n] = 0;
+    *out = buf;
+    *n_bytes = n;
+    return YK_OK;
+}
+
+yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t max_bytes, yk_error *err)
+{
+    *out = NULL;
+    *n_bytes = 0;
+    if (strcmp(path, "-") == 0)
+        return read_stream(out, n_bytes, stdin, "standard input", max_bytes, err);
+    FILE *f = fopen(path, "rbe");
+    YK_FAIL_IF(!f, err, YK_ERR_INPUT, "%s: %s", path, strerror(errno));
+    const yk_status st = read_stream(out, n_bytes, f, path, max_bytes, err);
+    fclose(f);
+    return st;
+}
+
+yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err)
+{
+    *out = (yk_out_file){0};
+    const size_t n = strlen(path);
+    out->path = yk_strndup(YK_MEM_RUNTIME, path, n);
+    out->tmp_path = yk_alloc(YK_MEM_RUNTIME, n + 32, 1);
+    if (!out->path || !out->tmp_path) {
+        yk_out_abort(out);
+        return yk_fail_memory(err, n + 32, path);
+    }
+    snprintf(out->tmp_path, n + 32, "%s.tmp-%ld", path, (long)getpid());
+    out->f = fopen(out->tmp_path, "wbe");
+    if (!out->f) {
+        const int e = errno;
+        yk_free(out->tmp_path);
+        out->tmp_path = NULL;
+        yk_out_abort(out);
+        return yk_fail(err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(e));
+    }
+    return YK_OK;
+}
+
+yk_status yk_out_commit(yk_out_file *out, yk_error *err)
+{
+    const bool ok = fflush(out->f) == 0 && fsync(fileno(out->f)) == 0;
+    int e = errno;
+    const bool closed = fclose(out->f) == 0;
+    if (ok && !closed)
+        e = errno;
+    out->f = NULL;
+    if (ok && closed) {
+        if (rename(out->tmp_path, out->path) == 0) {
+            yk_free(out->tmp_path);
+            yk_free(out->path);
+            *out = (yk_out_file){0};
+            return YK_OK;
+        }
+        e = errno;
+    }
+    const yk_status st = yk_fail(err, YK_ERR_RUNTIME, "%s: cannot be written: %s", out->path, strerror(e));
+    yk_out_abort(out);
+    return st;
+}
+
+void yk_out_abort(yk_out_file *out)
+{
+    if (out->f)
+        fclose(out->f);
+    if (out->tmp_path)
+        unlink(out->tmp_path);
+    yk_free(out->tmp_path);
+    yk_free(out->path);
+    *out = (yk_out_file){0};
+}

@@ -1,0 +1,32 @@
+/* file.h - read-only mappings, whole small files, and output files that appear only when complete. */
+#ifndef YK_BASE_FILE_H
+#define YK_BASE_FILE_H
+
+#include <stdio.h>
+
+#include "src/base/mem.h"
+
+typedef struct yk_map {
+    const uint8_t *data; /* NULL for an empty file */
+    uint64_t size;
+} yk_map;
+
+/* Map a regular file. YK_ERR_INPUT with the path in the text: missing, a directory, not readable. */
+yk_status yk_map_open(yk_map *map, const char *path, yk_error *err);
+void yk_map_close(yk_map *map);
+
+/* Read a whole file of at most max_bytes; *out is NUL-terminated, from yk_alloc. path "-" reads standard input. */
+yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t max_bytes, yk_error *err);
+
+/* An output file: written to PATH.tmp-PID beside it, renamed by commit. Abort (or close without commit) removes it. */
+typedef struct yk_out_file {
+    FILE *f;
+    char *path, *tmp_path;
+} yk_out_file;
+
+yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err);
+/* Flush, sync, rename. On failure the temporary file is gone. */
+yk_status yk_out_commit(yk_out_file *out, yk_error *err);
+void yk_out_abort(yk_out_file *out);
+
+#endif
