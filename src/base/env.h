@@ -5,6 +5,8 @@
 /* Values are read at each call; NULL or empty when unset. */
 const char *yk_env_fail_alloc(void);  /* YOKE_FAIL_ALLOC=k: the k-th allocation fails (fault_injection builds) */
 const char *yk_env_module_path(void); /* YOKE_MODULE_PATH: where GPU modules are searched first */
+const char *yk_env_cache_home(void);  /* XDG_CACHE_HOME */
+const char *yk_env_home(void);        /* HOME */
 const char *yk_env_isa(void);         /* YOKE_ISA: highest instruction set to use, as yk_engine_opts.isa */
 
 #endif

@@ -39,6 +39,13 @@ void yk_map_close(yk_map *map)
     *map = (yk_map){0};
 }
 
+void yk_map_release(const void *p, uint64_t bytes)
+{
+    const uintptr_t page = 4096, first = ((uintptr_t)p + page - 1) & ~(page - 1), end = ((uintptr_t)p + bytes) & ~(page - 1);
+    if (end > first)
+        madvise((void *)first, end - first, MADV_DONTNEED); /* a refusal costs memory, not correctness */
+}
+
 static yk_status read_stream(char **out, size_t *n_bytes, FILE *f, const char *path, uint64_t max_bytes, yk_error *err)
 {
     size_t n = 0, cap = 1 << 16;

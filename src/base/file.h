@@ -15,6 +15,9 @@ typedef struct yk_map {
 yk_status yk_map_open(yk_map *map, const char *path, yk_error *err);
 void yk_map_close(yk_map *map);
 
+/* Bytes of a mapping that will not be read again soon: their pages need not stay in memory (they are read from the file when needed after all). */
+void yk_map_release(const void *p, uint64_t bytes);
+
 /* Read a whole file of at most max_bytes; *out is NUL-terminated, from yk_alloc. path "-" reads standard input. */
 yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t max_bytes, yk_error *err);
 
