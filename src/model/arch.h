@@ -30,18 +30,18 @@ typedef enum yk_router {
 /* Which optional tensors an architecture may have; a required one that is missing and one that is present but not listed are
  * both refused. */
 enum {
-    YK_ARCH_QKV_BIAS = 1 << 0,     /* attn_{q,k,v}.bias (or attn_qkv.bias) */
-    YK_ARCH_OUT_BIAS = 1 << 1,     /* attn_output.bias */
-    YK_ARCH_NORM_BIAS = 1 << 2,    /* attn_norm, ffn_norm, output_norm .bias */
-    YK_ARCH_HEAD_BIAS = 1 << 3,    /* output.bias */
-    YK_ARCH_FFN_BIAS = 1 << 4,     /* router and expert biases */
-    YK_ARCH_SINKS = 1 << 5,        /* attn_sinks.weight [n_heads] */
+    YK_ARCH_QKV_BIAS = 1 << 0,      /* attn_{q,k,v}.bias (or attn_qkv.bias) */
+    YK_ARCH_OUT_BIAS = 1 << 1,      /* attn_output.bias */
+    YK_ARCH_NORM_BIAS = 1 << 2,     /* attn_norm, ffn_norm, output_norm .bias */
+    YK_ARCH_HEAD_BIAS = 1 << 3,     /* output.bias */
+    YK_ARCH_FFN_BIAS = 1 << 4,      /* router and expert biases */
+    YK_ARCH_SINKS = 1 << 5,         /* attn_sinks.weight [n_heads] */
     YK_ARCH_SHARED_EXPERT = 1 << 6, /* ffn_*_shexp with a sigmoid gate */
-    YK_ARCH_FUSED_QKV = 1 << 7,    /* attn_qkv instead of attn_{q,k,v} is accepted */
+    YK_ARCH_FUSED_QKV = 1 << 7,     /* attn_qkv instead of attn_{q,k,v} is accepted */
     YK_ARCH_FUSED_GATE_UP = 1 << 8, /* ffn_up holds gate rows, then up rows */
-    YK_ARCH_DENSE = 1 << 9,        /* may be dense */
-    YK_ARCH_MOE = 1 << 10,         /* may have experts */
-    YK_ARCH_WINDOW_EVEN = 1 << 11  /* attention.sliding_window applies to layers 0, 2, 4, ... */
+    YK_ARCH_DENSE = 1 << 9,         /* may be dense */
+    YK_ARCH_MOE = 1 << 10,          /* may have experts */
+    YK_ARCH_WINDOW_EVEN = 1 << 11   /* attention.sliding_window applies to layers 0, 2, 4, ... */
 };
 
 typedef struct yk_arch {
@@ -50,10 +50,10 @@ typedef struct yk_arch {
     yk_qk_norm qk_norm;
     yk_glu glu;
     yk_router router;
-    bool router_renorm;         /* divide the chosen weights by their sum */
-    const char *ffn_norm_name;  /* "ffn_norm" or "post_attention_norm" */
-    uint32_t flags;             /* YK_ARCH_* that are possible */
-    uint32_t required;          /* those of flags that must be there */
+    bool router_renorm;        /* divide the chosen weights by their sum */
+    const char *ffn_norm_name; /* "ffn_norm" or "post_attention_norm" */
+    uint32_t flags;            /* YK_ARCH_* that are possible */
+    uint32_t required;         /* those of flags that must be there */
 } yk_arch;
 
 /* Row by name (not NUL-terminated), or NULL. */

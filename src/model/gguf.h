@@ -11,8 +11,20 @@
 #include "src/model/types.h"
 
 typedef enum yk_gguf_type {
-    YK_GGUF_U8, YK_GGUF_I8, YK_GGUF_U16, YK_GGUF_I16, YK_GGUF_U32, YK_GGUF_I32, YK_GGUF_F32, YK_GGUF_BOOL,
-    YK_GGUF_STR, YK_GGUF_ARR, YK_GGUF_U64, YK_GGUF_I64, YK_GGUF_F64, YK_GGUF_N_TYPES
+    YK_GGUF_U8,
+    YK_GGUF_I8,
+    YK_GGUF_U16,
+    YK_GGUF_I16,
+    YK_GGUF_U32,
+    YK_GGUF_I32,
+    YK_GGUF_F32,
+    YK_GGUF_BOOL,
+    YK_GGUF_STR,
+    YK_GGUF_ARR,
+    YK_GGUF_U64,
+    YK_GGUF_I64,
+    YK_GGUF_F64,
+    YK_GGUF_N_TYPES
 } yk_gguf_type;
 
 /* A string inside the mapping: not NUL-terminated. */
@@ -32,14 +44,14 @@ typedef struct yk_gguf_kv {
 } yk_gguf_kv;
 
 typedef struct yk_gguf_tensor {
-    char *name;             /* NUL-terminated copy */
+    char *name; /* NUL-terminated copy */
     yk_type type;
     uint32_t n_dims;
-    uint64_t ne[4];         /* ne[0] contiguous; unused 1 */
+    uint64_t ne[4]; /* ne[0] contiguous; unused 1 */
     uint64_t n_elems, n_bytes, row_bytes;
-    uint64_t offset;        /* of the data in its file */
-    uint32_t file;          /* index of the file in the set */
-    const uint8_t *data;    /* in the mapping; NULL with vocab_only */
+    uint64_t offset;     /* of the data in its file */
+    uint32_t file;       /* index of the file in the set */
+    const uint8_t *data; /* in the mapping; NULL with vocab_only */
 } yk_gguf_tensor;
 
 typedef struct yk_gguf {
@@ -55,8 +67,8 @@ typedef struct yk_gguf {
     uint32_t kv_slots, tensor_slots;
 } yk_gguf;
 
-/* Check and map. vocab_only: tensors may be absent and their data is not looked at. Every failure names the key, tensor or byte
- * offset. On failure *gguf is closed. */
+/* Check and map. vocab_only: tensors may be absent and their data is not looked at, nor are other files of a split set. Every
+ * failure names the key, tensor or byte offset. On failure *gguf is closed. */
 yk_status yk_gguf_open(yk_gguf *gguf, const char *path, bool vocab_only, yk_error *err);
 /* Check a GGUF image in memory (not split), for tests and fuzzing; data must outlive gguf. */
 yk_status yk_gguf_open_memory(yk_gguf *gguf, const uint8_t *data, uint64_t size, bool vocab_only, yk_error *err);
@@ -66,9 +78,9 @@ void yk_gguf_close(yk_gguf *gguf);
 const yk_gguf_kv *yk_gguf_find(const yk_gguf *gguf, const char *key);
 const yk_gguf_tensor *yk_gguf_find_tensor(const yk_gguf *gguf, const char *name);
 
-/* Typed access to scalars. Absent key: *out is left alone and YK_OK when `required` is false, else YK_ERR_INPUT naming the key. A
- * value of another type is YK_ERR_INPUT naming the key (any integer type that holds the value is accepted for integers, either float
- * type for floats). */
+/* Typed access to scalars. Absent key: *out is left alone and YK_OK when `required` is false, else YK_ERR_INPUT naming the key.
+ * A value of another type is YK_ERR_INPUT naming the key (any integer type that holds the value is accepted for integers,
+ * either float type for floats). */
 yk_status yk_gguf_get_u32(const yk_gguf *gguf, const char *key, bool required, uint32_t *out, yk_error *err);
 yk_status yk_gguf_get_f32(const yk_gguf *gguf, const char *key, bool required, float *out, yk_error *err);
 yk_status yk_gguf_get_bool(const yk_gguf *gguf, const char *key, bool required, bool *out, yk_error *err);

@@ -26,10 +26,10 @@ typedef enum yk_type {
 } yk_type;
 
 typedef struct yk_type_traits {
-    const char *name;       /* "Q4_K"; NULL for values that are no type */
-    uint32_t block_elems;   /* weights in a block: 1, 32 or 256 */
+    const char *name;     /* "Q4_K"; NULL for values that are no type */
+    uint32_t block_elems; /* weights in a block: 1, 32 or 256 */
     uint32_t block_bytes;
-    bool quantised;         /* meets int8 activations; false: F32 F16 BF16 meet f32 */
+    bool quantised; /* meets int8 activations; false: F32 F16 BF16 meet f32 */
 } yk_type_traits;
 
 /* NULL for a type yoke does not know. Static storage. */
