@@ -15,7 +15,8 @@
 
 /* Activations rounded to int8 in blocks of 32: x ~ q * scale. Block b of row t covers columns 32b .. 32b+31; a last block that is not full
  * is padded with zeros.
- *   scale = max|x| / 127, q = round-half-away(x / scale); scale 0 and q 0 for a block of zeros.
+ *   scale = max|x| / 127, q = round-half-away(x * (127 / max|x|)); scale 0 and q 0 for a block of zeros (all below 2^-96); scale NaN and
+ *   q 0 for a block with infinity or NaN. Bit for bit: docs/kernels/quantise.md.
  *   sum[2b], sum[2b+1] = sum of q in columns 0..15 and 16..31 of the block. */
 typedef struct yk_q8 {
     int8_t *q;     /* [rows][n_blocks * 32] */
@@ -37,6 +38,21 @@ typedef struct yk_matmul {
     float *y;              /* [n_tokens][y_stride]: y[t][r] = sum over columns */
     size_t y_stride;       /* floats */
 } yk_matmul;
+
+/* The same product on packed weights (cpu/pack.h), 16 rows at a time. */
+typedef struct yk_matmul_packed {
+    const uint8_t *w;      /* first panel, 64-byte aligned */
+    uint64_t panel_bytes;  /* distance of panels, a multiple of 64; a panel itself has yk_panel_bytes(type, n_cols) */
+    uint32_t n_rows;       /* rows to compute, from the first row of the first panel on; the last panel may be used in part */
+    uint32_t n_cols;       /* a multiple of the type's block */
+    const float *x;        /* as in yk_matmul, down to y_stride */
+    size_t x_stride;
+    const yk_q8 *xq;
+    const uint32_t *rows;
+    uint32_t n_tokens;
+    float *y;
+    size_t y_stride;
+} yk_matmul_packed;
 
 typedef struct yk_attention {
     const float *q;          /* [n_heads][head_dim], rotated, of one token */
@@ -60,8 +76,10 @@ typedef struct yk_ops {
     void (*dequant[YK_TYPE_LIMIT])(const uint8_t *w, uint64_t n_elems, float *y);
     /* y = W x for a range of rows and a batch of tokens. [by yk_type] */
     void (*matmul[YK_TYPE_LIMIT])(const yk_matmul *m);
+    /* The same on packed weights; NULL for types without a packed form (yk_pack_has). [by yk_type] */
+    void (*matmul_packed[YK_TYPE_LIMIT])(const yk_matmul_packed *m);
 
-    /* One row of n f32 into q8 row `row` of dst. */
+    /* One row of n f32 into the first blocks of q8 row `row` of dst; blocks behind are not touched (dst may be a view into wider rows). */
     void (*quantise)(const float *x, uint32_t n, yk_q8 *dst, uint32_t row);
 
     /* y = x / sqrt(mean(x^2) + eps) * w (+ b); w NULL means 1; y may be x. */
@@ -88,5 +106,8 @@ const yk_ops *yk_ops_get(yk_isa isa);
 
 /* Layers of the table, lowest first. */
 void yk_ops_fill_ref(yk_ops *ops);
+#ifdef YK_HAVE_AVX512
+void yk_ops_fill_avx512(yk_ops *ops);
+#endif
 
 #endif

@@ -1,0 +1,83 @@
+/* ops.c - the op tables, one for each instruction set level, filled once. */
+#include "cpu/ops.h"
+
+#include <pthread.h>
+
+#include "cpu/ref/ref.h"
+
+static bool always(void)
+{
+    return true;
+}
+
+#ifdef YK_HAVE_AVX512
+static bool has_avx512(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+/* A new level is one row here: yk_isa_best and all tables follow. Ascending; row 0 fills every slot. */
+static const struct level {
+    yk_isa isa;
+    bool (*supported)(void); /* by this CPU and its system */
+    void (*fill)(yk_ops *ops);
+} levels[] = {
+    {YK_ISA_REF, always, yk_ops_fill_ref},
+#ifdef YK_HAVE_AVX512
+    {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512},
+#endif
+};
+
+enum { N_LEVELS = sizeof levels / sizeof *levels };
+
+static yk_ops tables[YK_ISA_N];
+static yk_isa best;
+
+static void fill_tables(void)
+{
+    yk_ops ops = {0};
+    uint32_t at = 0;
+    for (uint32_t isa = 0; isa < YK_ISA_N; isa++) {
+        for (; at < N_LEVELS && levels[at].isa <= isa; at++) {
+            if (!levels[at].supported())
+                continue;
+            levels[at].fill(&ops);
+            ops.isa = best = levels[at].isa;
+        }
+        tables[isa] = ops;
+    }
+}
+
+static void fill_once(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, fill_tables);
+}
+
+const yk_ops *yk_ops_get(yk_isa isa)
+{
+    fill_once();
+    return &tables[(unsigned)isa < YK_ISA_N ? isa : best];
+}
+
+yk_isa yk_isa_best(void)
+{
+    fill_once();
+    return best;
+}
+
+void yk_ops_fill_ref(yk_ops *ops)
+{
+    yk_ref_fill_dequant(ops);
+    yk_ref_fill_matmul(ops);
+    yk_ref_fill_matmul_float(ops);
+    yk_ref_fill_packed(ops);
+    yk_ref_fill_quantise(ops);
+    yk_ref_fill_norm(ops);
+    yk_ref_fill_rope(ops);
+    yk_ref_fill_glu(ops);
+    yk_ref_fill_attention(ops);
+    yk_ref_fill_route(ops);
+}

@@ -1,0 +1,30 @@
+/* pack.h - the packed layout of weights, the same for every instruction set and device: docs/kernels/layout.md.
+ *
+ * A panel is 16 rows over all columns; it is a sequence of tiles of 16 rows by 256 columns (the last one may be narrower), each a multiple of 64
+ * bytes. A matrix is its panels one after the other; rows missing in the last panel are zero. */
+#ifndef YK_CPU_PACK_H
+#define YK_CPU_PACK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "src/model/types.h"
+
+enum { YK_TILE_ROWS = 16, YK_TILE_COLS = 256 };
+
+/* True for types that have a packed form. */
+bool yk_pack_has(yk_type type);
+/* Bytes of a tile of n_cols <= 256 columns (a multiple of the type's block and, for float types, any number). */
+uint32_t yk_tile_bytes(yk_type type, uint32_t n_cols);
+/* Bytes of a panel of n_cols columns; of a matrix of n_rows rows. */
+uint64_t yk_panel_bytes(yk_type type, uint32_t n_cols);
+uint64_t yk_packed_bytes(yk_type type, uint32_t n_rows, uint32_t n_cols);
+
+/* Pack columns [col0, col0 + n_cols) of n_rows rows in file layout, row_bytes apart, into consecutive panels at `out` (64-byte aligned,
+ * yk_packed_bytes long). col0 and n_cols are multiples of the block. */
+void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols, uint8_t *out);
+/* The inverse for one matrix that was packed with col0 0: the file's bytes again. */
+void yk_unpack(yk_type type, const uint8_t *packed, uint32_t n_rows, uint32_t n_cols, uint8_t *rows, uint64_t row_bytes);
+
+#endif

@@ -1,0 +1,52 @@
+/* tile.h - where the planes of a packed tile lie: docs/kernels/layout.md. Shared by packing and by the kernels of each level. */
+#ifndef YK_CPU_TILE_H
+#define YK_CPU_TILE_H
+
+#include "cpu/pack.h"
+
+/* Byte offsets of the planes of a tile; a plane the type does not have is 0. Codes start at 0. */
+typedef struct yk_tile {
+    uint32_t high;    /* [block][64 or 128]: high bits */
+    uint32_t sub;     /* [block or half block][16 rows]: 8-bit scales */
+    uint32_t sub_min; /* [block][16 rows]: 8-bit minima */
+    uint32_t scale;   /* f16: [block][16 rows], or d and then dmin of [16 rows] for the K types */
+    uint32_t bytes;   /* whole tile, a multiple of 64 */
+} yk_tile;
+
+/* Tile of n_cols columns, 1 to 256; quantised types: whole blocks of the type. bytes 0: the type has no packed form. */
+static inline yk_tile yk_tile_of(yk_type type, uint32_t n_cols)
+{
+    const uint32_t blocks = n_cols / 32;
+    yk_tile t = {0};
+    switch (type) {
+    case YK_TYPE_F32:
+        t.bytes = 64 * n_cols;
+        break;
+    case YK_TYPE_F16:
+        t.bytes = 32 * n_cols;
+        break;
+    case YK_TYPE_Q4_0:
+        t.scale = 256 * blocks;
+        t.bytes = t.scale + 32 * blocks;
+        break;
+    case YK_TYPE_Q8_0:
+        t.scale = 512 * blocks;
+        t.bytes = t.scale + 32 * blocks;
+        break;
+    case YK_TYPE_Q4_K:
+        t = (yk_tile){.sub = 2048, .sub_min = 2176, .scale = 2304, .bytes = 2368};
+        break;
+    case YK_TYPE_Q5_K:
+        t = (yk_tile){.high = 2048, .sub = 2560, .sub_min = 2688, .scale = 2816, .bytes = 2880};
+        break;
+    case YK_TYPE_Q6_K:
+        t = (yk_tile){.high = 2048, .sub = 3072, .scale = 3328, .bytes = 3360};
+        break;
+    default:
+        break;
+    }
+    t.bytes = (t.bytes + 63) & ~63u;
+    return t;
+}
+
+#endif
