@@ -1,0 +1,294 @@
+#include "gpu/kernels.h"
+
+/* Columns a group of each kernel takes: gpu/kernels. */
+enum { STAGE_COLS = 2048, MOVE_COLS = 1024, EMBED_COLS = 256, PANEL_ROWS = 16, PASS_TOKENS = 8 };
+
+static uint32_t ceil_div(uint32_t a, uint32_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+static void begin(yk_k_call *c, yk_gpu_kernel *kernel, uint32_t x, uint32_t y, uint32_t z)
+{
+    c->launch = (yk_gpu_launch){.kernel = kernel, .groups = {x, y, z}, .group_size = YK_K_GROUP, .args = c->args};
+}
+
+static void mem(yk_k_call *c, yk_gpu_mem m)
+{
+    c->args[c->launch.n_args++] = (yk_gpu_arg){.kind = YK_ARG_MEM, .mem = m};
+}
+
+static void q8(yk_k_call *c, const yk_k_q8 *q)
+{
+    mem(c, q->q);
+    mem(c, q->scale);
+    mem(c, q->sum);
+}
+
+static void num(yk_k_call *c, uint32_t v)
+{
+    c->args[c->launch.n_args++] = (yk_gpu_arg){.kind = YK_ARG_U32, .u32 = v};
+}
+
+static void real(yk_k_call *c, float v)
+{
+    c->args[c->launch.n_args++] = (yk_gpu_arg){.kind = YK_ARG_F32, .f32 = v};
+}
+
+static void cost(yk_k_call *c, uint64_t bytes, uint64_t flops)
+{
+    c->launch.cost_bytes = bytes;
+    c->launch.cost_flops = flops;
+}
+
+void yk_k_call_add_norm(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_add_norm *a)
+{
+    begin(c, kernel, a->n, 1, 1);
+    mem(c, a->x);
+    mem(c, a->y);
+    mem(c, a->y2);
+    mem(c, a->rows);
+    mem(c, a->w);
+    mem(c, a->b);
+    mem(c, a->out);
+    q8(c, &a->q8);
+    num(c, a->n_cols);
+    num(c, a->x_stride);
+    num(c, a->y_stride);
+    num(c, a->y2_stride);
+    num(c, a->out_stride);
+    real(c, a->eps);
+    cost(c, (uint64_t)a->n * a->n_cols * 20, (uint64_t)a->n * a->n_cols * 6);
+}
+
+void yk_k_call_quantise(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_quantise *a)
+{
+    begin(c, kernel, ceil_div(a->n_cols, STAGE_COLS), a->n, 1);
+    mem(c, a->x);
+    mem(c, a->rows);
+    q8(c, &a->q8);
+    num(c, a->n_cols);
+    num(c, a->x_stride);
+    cost(c, (uint64_t)a->n * a->n_cols * 5, (uint64_t)a->n * a->n_cols * 4);
+}
+
+void yk_k_call_glu(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_glu *a)
+{
+    begin(c, kernel, ceil_div(a->n_cols, STAGE_COLS), a->n, 1);
+    mem(c, a->gate);
+    mem(c, a->up);
+    mem(c, a->out);
+    q8(c, &a->q8);
+    num(c, a->n_cols);
+    num(c, a->gate_stride);
+    num(c, a->up_stride);
+    num(c, a->out_stride);
+    num(c, a->kind == YK_GLU_CLAMPED);
+    cost(c, (uint64_t)a->n * a->n_cols * 13, (uint64_t)a->n * a->n_cols * 24);
+}
+
+void yk_k_call_move_rows(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_move_rows *a)
+{
+    begin(c, kernel, ceil_div(a->n_cols, MOVE_COLS), a->n, 1);
+    mem(c, a->x);
+    mem(c, a->rows);
+    mem(c, a->weights);
+    mem(c, a->y);
+    mem(c, a->y_rows);
+    num(c, a->n_cols);
+    num(c, a->x_stride);
+    num(c, a->y_stride);
+    num(c, (a->add ? 1u : 0u) | (a->to_f16 ? 2u : 0u));
+    cost(c, (uint64_t)a->n * a->n_cols * (a->add ? 12 : 8), (uint64_t)a->n * a->n_cols * 2);
+}
+
+void yk_k_call_sigmoid(yk_k_call *c, yk_gpu_kernel *kernel, yk_gpu_mem x, yk_gpu_mem y, uint32_t n)
+{
+    begin(c, kernel, ceil_div(n, MOVE_COLS), 1, 1);
+    mem(c, x);
+    mem(c, y);
+    num(c, n);
+    cost(c, (uint64_t)n * 8, (uint64_t)n * 20);
+}
+
+void yk_k_call_rope_kv(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rope_kv *a)
+{
+    const uint64_t values = (uint64_t)a->n * (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
+    begin(c, kernel, a->n_heads + 2 * a->n_kv_heads, a->n, 1);
+    mem(c, a->qkv);
+    mem(c, a->q_b);
+    mem(c, a->k_b);
+    mem(c, a->v_b);
+    mem(c, a->q_norm);
+    mem(c, a->k_norm);
+    mem(c, a->cs);
+    mem(c, a->pos);
+    mem(c, a->seq);
+    mem(c, a->kv.table);
+    mem(c, a->q_out);
+    mem(c, a->kv.kv);
+    num(c, a->qkv_stride);
+    num(c, a->q_stride);
+    num(c, a->n_heads);
+    num(c, a->n_kv_heads);
+    num(c, a->head_dim);
+    num(c, a->n_rot);
+    real(c, a->eps);
+    num(c, a->kv.block_bytes);
+    num(c, a->kv.v_bytes);
+    num(c, a->kv.table_stride);
+    num(c, (a->pairing == YK_ROPE_HALVES ? 1u : 0u) | (a->kv.f16 ? 2u : 0u) | (a->full_norm ? 4u : 0u));
+    cost(c, values * 8, values * 8);
+}
+
+void yk_k_call_attention(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attention *a)
+{
+    const uint64_t seen = (uint64_t)a->n * a->mean_positions * a->head_dim;
+    begin(c, kernel, a->n_heads, a->n, a->n_splits ? a->n_splits : 1);
+    mem(c, a->q);
+    mem(c, a->kv.kv);
+    mem(c, a->pos);
+    mem(c, a->seq);
+    mem(c, a->kv.table);
+    mem(c, a->sinks);
+    mem(c, a->out);
+    mem(c, a->part);
+    num(c, a->q_stride);
+    num(c, a->out_stride);
+    num(c, a->n_heads);
+    num(c, a->n_kv_heads);
+    num(c, a->head_dim);
+    num(c, a->window);
+    num(c, a->kv.block_bytes);
+    num(c, a->kv.v_bytes);
+    num(c, a->kv.table_stride);
+    num(c, a->kv.f16 ? 2u : 0u);
+    real(c, a->scale);
+    cost(c, seen * a->n_kv_heads * (a->kv.f16 ? 4 : 8), seen * a->n_heads * 4);
+}
+
+void yk_k_call_attention_join(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attention *a)
+{
+    const uint64_t values = (uint64_t)a->n * a->n_heads * a->n_splits * (a->head_dim + 2);
+    begin(c, kernel, a->n_heads, a->n, 1);
+    mem(c, a->part);
+    mem(c, a->sinks);
+    mem(c, a->out);
+    num(c, a->n_splits);
+    num(c, a->out_stride);
+    num(c, a->head_dim);
+    cost(c, values * 4, values * 2);
+}
+
+const char *yk_k_matvec_name(yk_type type)
+{
+    switch (type) {
+    case YK_TYPE_F32:
+        return "matvec_f32";
+    case YK_TYPE_F16:
+        return "matvec_f16";
+    case YK_TYPE_Q4_0:
+        return "matvec_q4_0";
+    case YK_TYPE_Q8_0:
+        return "matvec_q8_0";
+    case YK_TYPE_Q4_K:
+        return "matvec_q4_k";
+    case YK_TYPE_Q5_K:
+        return "matvec_q5_k";
+    case YK_TYPE_Q6_K:
+        return "matvec_q6_k";
+    default:
+        return NULL;
+    }
+}
+
+void yk_k_call_matvec(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_matvec *a)
+{
+    uint64_t row_bytes = 0;
+    const bool rounded = a->type != YK_TYPE_F32 && a->type != YK_TYPE_F16;
+    yk_type_row_bytes(a->type, a->n_cols, &row_bytes);
+    begin(c, kernel, ceil_div(a->n_rows, PANEL_ROWS), ceil_div(a->n, PASS_TOKENS), 1);
+    mem(c, a->w);
+    mem(c, rounded ? a->q8.q : a->x);
+    mem(c, a->q8.scale);
+    mem(c, a->q8.sum);
+    mem(c, a->rows);
+    mem(c, a->bias);
+    mem(c, a->weights);
+    mem(c, a->y);
+    mem(c, a->y_rows);
+    num(c, a->n_rows);
+    num(c, a->n_cols);
+    num(c, a->n);
+    num(c, a->x_stride);
+    num(c, a->y_stride);
+    num(c, a->panel_bytes);
+    num(c, a->tile_bytes);
+    num(c, a->group_panels ? a->group_panels : UINT32_MAX);
+    num(c, a->group_panels ? a->group_bytes : 0);
+    num(c, a->add ? 1u : 0u);
+    cost(c, row_bytes * a->n_rows * ceil_div(a->n, PASS_TOKENS), (uint64_t)a->n * a->n_rows * a->n_cols * 2);
+}
+
+void yk_k_call_rowmat(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rowmat *a)
+{
+    begin(c, kernel, a->n_rows, a->n, 1);
+    mem(c, a->w);
+    mem(c, a->x);
+    mem(c, a->bias);
+    mem(c, a->y);
+    num(c, a->n_cols);
+    num(c, a->x_stride);
+    num(c, a->y_stride);
+    num(c, a->type == YK_TYPE_F16 ? 1u : a->type == YK_TYPE_BF16 ? 2u : 0u);
+    cost(c, (uint64_t)a->n_rows * a->n_cols * (a->type == YK_TYPE_F32 ? 4 : 2), (uint64_t)a->n * a->n_rows * a->n_cols * 2);
+}
+
+void yk_k_call_route(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_route *a)
+{
+    begin(c, kernel, a->n, 1, 1);
+    mem(c, a->logits);
+    mem(c, a->ids);
+    mem(c, a->weights);
+    num(c, a->n_experts);
+    num(c, a->k);
+    num(c, a->stride);
+    num(c, (a->kind == YK_ROUTER_TOPK_SOFTMAX ? 1u : 0u) | (a->renorm ? 2u : 0u));
+    cost(c, (uint64_t)a->n * a->n_experts * 4, (uint64_t)a->n * a->n_experts * (a->k + 20));
+}
+
+const char *yk_k_embed_name(yk_type type)
+{
+    switch (type) {
+    case YK_TYPE_F32:
+        return "embed_f32";
+    case YK_TYPE_F16:
+        return "embed_f16";
+    case YK_TYPE_Q4_0:
+        return "embed_q4_0";
+    case YK_TYPE_Q8_0:
+        return "embed_q8_0";
+    case YK_TYPE_Q4_K:
+        return "embed_q4_k";
+    case YK_TYPE_Q5_K:
+        return "embed_q5_k";
+    case YK_TYPE_Q6_K:
+        return "embed_q6_k";
+    default:
+        return NULL;
+    }
+}
+
+void yk_k_call_embed(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_embed *a)
+{
+    begin(c, kernel, ceil_div(a->n_cols, EMBED_COLS), a->n, 1);
+    mem(c, a->w);
+    mem(c, a->ids);
+    mem(c, a->out);
+    num(c, a->n_rows);
+    num(c, a->n_cols);
+    num(c, a->panel_bytes ? a->tile_bytes : a->row_bytes);
+    num(c, a->panel_bytes);
+    num(c, a->out_stride);
+    cost(c, (uint64_t)a->n * a->n_cols * 5, (uint64_t)a->n * a->n_cols * 2);
+}

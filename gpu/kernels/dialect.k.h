@@ -1,0 +1,281 @@
+/* dialect.k.h - the language of the kernels: OpenCL C 1.2, CUDA and C on the host accept the same text.
+ *
+ * A kernel is a sequence of phases. Code between phases is the same for all work-items of a group ("uniform": it runs in each of them on a
+ * device and once on the host), code inside `yk_items(i)` runs for each work-item i < YK_GROUP, and yk_barrier() stands between phases that
+ * exchange values. What has to live from one phase to the next is in shared memory, never in a private variable. Barriers stand in uniform
+ * control flow only. No kernel waits for another group.
+ *
+ * Memory comes as base and byte offset, so that one reservation holds many things: YK_IN(x) and YK_OUT(x) declare the pair, YK_CPTR(type, x)
+ * and YK_PTR(type, x) make the pointer; it is null when the caller gave no memory.
+ *
+ * The order of f32 operations is that of the text: contraction is off (CUDA: -fmad=false), sums run in one fixed order. */
+#ifndef YK_DIALECT_K_H
+#define YK_DIALECT_K_H
+
+#define YK_GROUP 64u
+#define YK_MAX_HEAD 512u    /* largest head_dim */
+#define YK_MAX_EXPERTS 1024u
+#define YK_MAX_USED 64u
+
+#if defined(__OPENCL_VERSION__) /* ------------------------------------------------------------------------------------- OpenCL */
+
+#pragma OPENCL FP_CONTRACT OFF
+
+typedef uint u32;
+typedef int i32;
+typedef uchar u8;
+typedef char i8;
+typedef short i16;
+typedef ushort u16;
+typedef ulong u64;
+typedef float f32;
+
+#define YK_KERNEL(name) __kernel __attribute__((reqd_work_group_size(64, 1, 1))) void name
+#define YK_FN static inline __attribute__((always_inline))
+#define YK_GLOBAL __global
+#define YK_LOCAL __local
+#define YK_SHARED(type, name, n) __local type name[n]
+#define YK_IN(p) __global const uchar *p##_base, const ulong p##_at
+#define YK_OUT(p) __global uchar *p##_base, const ulong p##_at
+#define yk_items(i) for (u32 i = (u32)get_local_id(0), yk_once = 1; yk_once; yk_once = 0)
+#define yk_barrier() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#define yk_group(d) ((u32)get_group_id(d))
+#define yk_groups(d) ((u32)get_num_groups(d))
+#define yk_bits(x) as_uint(x)
+#define yk_float(u) as_float(u)
+#define yk_fma(a, b, c) fma(a, b, c)
+#define yk_sqrt(x) sqrt(x)
+#define yk_abs(x) fabs(x)
+#define YK_UNROLL _Pragma("unroll")
+
+YK_FN f32 yk_load_half(YK_GLOBAL const u16 *p, const u64 i) { return vload_half(i, (YK_GLOBAL const half *)p); }
+YK_FN void yk_store_half(YK_GLOBAL u16 *p, const u64 i, const f32 v) { vstore_half_rte(v, i, (YK_GLOBAL half *)p); }
+
+YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
+{
+    const char4 x = as_char4(a), y = as_char4(b);
+    return c + (i32)x.x * (i32)y.x + (i32)x.y * (i32)y.y + (i32)x.z * (i32)y.z + (i32)x.w * (i32)y.w;
+}
+
+#elif defined(__CUDACC__) /* -------------------------------------------------------------------------------------------- CUDA */
+
+#include <cuda_fp16.h>
+
+typedef unsigned int u32;
+typedef int i32;
+typedef unsigned char u8;
+typedef signed char i8;
+typedef short i16;
+typedef unsigned short u16;
+typedef unsigned long long u64;
+typedef float f32;
+
+#define YK_KERNEL(name) extern "C" __global__ void __launch_bounds__(64) name
+#define YK_FN static __device__ __forceinline__
+#define YK_GLOBAL
+#define YK_LOCAL
+#define YK_SHARED(type, name, n) __shared__ type name[n]
+#define YK_IN(p) const u8 *__restrict__ p##_base, const u64 p##_at
+#define YK_OUT(p) u8 *p##_base, const u64 p##_at
+#define yk_items(i) for (u32 i = threadIdx.x, yk_once = 1; yk_once; yk_once = 0)
+#define yk_barrier() __syncthreads()
+#define yk_group(d) ((d) == 0 ? blockIdx.x : (d) == 1 ? blockIdx.y : blockIdx.z)
+#define yk_groups(d) ((d) == 0 ? gridDim.x : (d) == 1 ? gridDim.y : gridDim.z)
+#define yk_bits(x) __float_as_uint(x)
+#define yk_float(u) __uint_as_float(u)
+#define yk_fma(a, b, c) fmaf(a, b, c)
+#define yk_sqrt(x) sqrtf(x)
+#define yk_abs(x) fabsf(x)
+#define YK_UNROLL _Pragma("unroll")
+
+YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return __half2float(__ushort_as_half(p[i])); }
+YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = __half_as_ushort(__float2half_rn(v)); }
+YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c) { return __dp4a((i32)a, (i32)b, c); }
+
+#else /* ---------------------------------------------------------------------------------------------------------------- host */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "src/base/half.h"
+
+typedef uint32_t u32;
+typedef int32_t i32;
+typedef uint8_t u8;
+typedef int8_t i8;
+typedef int16_t i16;
+typedef uint16_t u16;
+typedef uint64_t u64;
+typedef float f32;
+
+/* The group that this thread computes, and how many there are. */
+static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_groups[3];
+
+#define YK_KERNEL(name) static void name
+#define YK_FN static inline __attribute__((unused))
+#define YK_GLOBAL
+#define YK_LOCAL
+#define YK_SHARED(type, name, n) type name[n]
+#define YK_IN(p) const u8 *p##_base, const u64 p##_at
+#define YK_OUT(p) u8 *p##_base, const u64 p##_at
+#define yk_items(i) for (u32 i = 0; i < YK_GROUP; i++)
+#define yk_barrier() ((void)0)
+#define yk_group(d) (yk_host_group[d])
+#define yk_groups(d) (yk_host_groups[d])
+#define yk_bits(x) yk_f32_bits(x)
+#define yk_float(u) yk_bits_f32(u)
+#define yk_fma(a, b, c) fmaf(a, b, c)
+#define yk_sqrt(x) sqrtf(x)
+#define yk_abs(x) fabsf(x)
+#define YK_UNROLL
+
+YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return yk_f16_to_f32(p[i]); }
+YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = yk_f32_to_f16(v); }
+
+YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
+{
+    i32 s = c;
+    for (u32 k = 0; k < 32; k += 8)
+        s += (i32)(i8)(a >> k) * (i32)(i8)(b >> k);
+    return s;
+}
+
+#endif /* --------------------------------------------------------------------------------------------------------- for all */
+
+#define YK_PTR(type, p) (p##_base ? (YK_GLOBAL type *)(p##_base + p##_at) : (YK_GLOBAL type *)0)
+#define YK_CPTR(type, p) (p##_base ? (YK_GLOBAL const type *)(p##_base + p##_at) : (YK_GLOBAL const type *)0)
+
+YK_FN u32 yk_min(const u32 a, const u32 b) { return a < b ? a : b; }
+
+/* s[YK_GROUP]: the sum or maximum of what the work-items have just written, in a fixed order; s may be written again at once. */
+YK_FN f32 yk_group_sum(YK_LOCAL f32 *s)
+{
+    for (u32 h = YK_GROUP / 2; h > 0; h >>= 1) {
+        yk_barrier();
+        yk_items(i)
+        {
+            if (i < h)
+                s[i] += s[i + h];
+        }
+    }
+    yk_barrier();
+    const f32 total = s[0];
+    yk_barrier();
+    return total;
+}
+
+/* NaN is never chosen. */
+YK_FN f32 yk_group_max(YK_LOCAL f32 *s)
+{
+    for (u32 h = YK_GROUP / 2; h > 0; h >>= 1) {
+        yk_barrier();
+        yk_items(i)
+        {
+            if (i < h && !(s[i] >= s[i + h]) && s[i + h] == s[i + h])
+                s[i] = s[i + h];
+        }
+    }
+    yk_barrier();
+    const f32 top = s[0];
+    yk_barrier();
+    return top;
+}
+
+/* e^x: the operations of the CPU's (polynomial of degree 6, Cephes' coefficients, times 2^n in two steps), so that all lanes agree. */
+YK_FN f32 yk_exp(const f32 x)
+{
+    const f32 magic = 12582912.0f; /* 1.5 * 2^23 */
+    f32 c = x < -104.0f ? -104.0f : x;
+    c = c > 89.0f ? 89.0f : c;
+    const f32 t = c * 1.44269504088896341f + magic;
+    const f32 n = t - magic;
+    const f32 r = (c - n * 0.693359375f) - n * -2.12194440e-4f;
+    f32 p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * (r * r) + r) + 1.0f;
+    const i32 e = (i32)(yk_bits(t) - yk_bits(magic));
+    const i32 e0 = e >> 1, e1 = (i32)((u32)e - (u32)e0);
+    return (p * yk_float((u32)(e0 + 127) << 23)) * yk_float(((u32)e1 + 127u) << 23);
+}
+
+/* a / b rounded to nearest, from a quotient q0 that is at most three units in the last place off: of those around it, the one with the smallest
+ * remainder (exact by fma). a, b and the quotient normal, remainders above 2^-149. */
+YK_FN f32 yk_div_fix(const f32 a, const f32 b, const f32 q0)
+{
+    f32 best = q0, rest = yk_abs(yk_fma(-q0, b, a));
+    for (u32 k = 0; k < 7; k++) {
+        const f32 q = yk_float(yk_bits(q0) + k - 3u);
+        const f32 r = yk_abs(yk_fma(-q, b, a));
+        if (r < rest) {
+            rest = r;
+            best = q;
+        }
+    }
+    return best;
+}
+
+/* OpenCL allows 2.5 units in the last place for a division. */
+YK_FN f32 yk_div_exact(const f32 a, const f32 b) { return yk_div_fix(a, b, a / b); }
+
+/* Nearest integer, halves away from zero; |v| < 2^31. */
+YK_FN i32 yk_round_away(const f32 v)
+{
+    const i32 t = (i32)v;
+    const f32 rest = v - (f32)t; /* exact */
+    return t + (rest >= 0.5f ? 1 : 0) - (rest <= -0.5f ? 1 : 0);
+}
+
+/* A block of 32 f32 to int8: the bits of the CPU's quantise (docs/kernels/quantise.md). q 4-byte aligned. */
+YK_FN void yk_quantise_block(YK_LOCAL const f32 *x, YK_GLOBAL u32 *q, YK_GLOBAL f32 *scale, YK_GLOBAL i16 *sum)
+{
+    u32 top = 0; /* as bits, so that NaN wins */
+    for (u32 i = 0; i < 32; i++) {
+        const u32 a = yk_bits(x[i]) & 0x7fffffffu;
+        top = a > top ? a : top;
+    }
+    if (top < 0x0f800000u || top >= 0x7f800000u) { /* below 2^-96, or infinity or NaN among them */
+        for (u32 i = 0; i < 8; i++)
+            q[i] = 0;
+        *scale = top < 0x0f800000u ? 0.0f : yk_float(0x7fc00000u);
+        sum[0] = 0;
+        sum[1] = 0;
+        return;
+    }
+    const f32 max = yk_float(top), inv = yk_div_exact(127.0f, max);
+    i32 s0 = 0, s1 = 0;
+    for (u32 i = 0; i < 8; i++) {
+        u32 word = 0;
+        i32 s = 0;
+        for (u32 j = 0; j < 4; j++) {
+            const i32 v = yk_round_away(x[4 * i + j] * inv);
+            word |= ((u32)v & 255u) << (8 * j);
+            s += v;
+        }
+        q[i] = word;
+        s0 += i < 4 ? s : 0;
+        s1 += i < 4 ? 0 : s;
+    }
+    *scale = yk_div_exact(max, 127.0f);
+    sum[0] = (i16)s0;
+    sum[1] = (i16)s1;
+}
+
+/* Stage of 64 blocks of 32 columns in shared memory: 33 apart, so that work-items with a block each meet different banks. */
+#define YK_STAGE_COLS 2048u
+#define YK_STAGE_SIZE 2112u
+YK_FN u32 yk_stage_at(const u32 c) { return c / 32u * 33u + c % 32u; }
+
+/* Block c0/32 + i of row `row` from the stage, if it is one of n_blocks; for each work-item i. */
+YK_FN void yk_stage_quantise(YK_LOCAL const f32 *stage, const u32 block, const u32 i, const u64 first, YK_GLOBAL u8 *q,
+                             YK_GLOBAL f32 *scale, YK_GLOBAL i16 *sum)
+{
+    const u64 at = first + block;
+    yk_quantise_block(stage + 33u * i, (YK_GLOBAL u32 *)(q + 32u * at), scale + at, sum + 2u * at);
+}
+
+#endif
