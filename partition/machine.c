@@ -1,0 +1,374 @@
+#include "partition/machine.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "partition/json.h"
+#include "partition/text.h"
+
+#define RATE_MIN  1e3
+#define RATE_MAX  1e15
+#define FLOPS_MAX 1e18
+#define NS_MAX    1e10
+#define BYTES_MAX (1ull << 50)
+/* Measured figures of one thing may differ by this much before they contradict each other. */
+#define SLACK 1.25
+
+static const char *const bucket_names[YK_N_BUCKETS] = {"1", "2-4", "5-8", "9-16", "17-32", "prefill"};
+static const uint32_t bucket_tokens[YK_B_PREFILL] = {1, 4, 8, 16, 32};
+
+const char *yk_bucket_name(yk_bucket b)
+{
+    return bucket_names[b];
+}
+
+yk_bucket yk_bucket_by_name(const char *name)
+{
+    for (int b = 0; b < YK_N_BUCKETS; b++)
+        if (strcmp(bucket_names[b], name) == 0)
+            return (yk_bucket)b;
+    return YK_N_BUCKETS;
+}
+
+yk_bucket yk_bucket_of(uint32_t n_tokens)
+{
+    int b = 0;
+    while (b < YK_B_PREFILL && n_tokens > bucket_tokens[b])
+        b++;
+    return (yk_bucket)b;
+}
+
+uint32_t yk_bucket_tokens(yk_bucket b)
+{
+    return bucket_tokens[b];
+}
+
+int yk_machine_find(const yk_machine *machine, const char *name)
+{
+    for (uint32_t i = 0; i < machine->n_devices; i++)
+        if (strcmp(machine->devices[i].name, name) == 0)
+            return (int)i;
+    for (uint32_t i = 0; i < machine->n_devices; i++)
+        if (strcmp(machine->devices[i].backend, name) == 0)
+            return (int)i;
+    return -1;
+}
+
+/* ---- reading ---- */
+
+static yk_status read_rates(const yk_jv *at, bool is_device, yk_rates *r)
+{
+    yk_jv products, prefill, row;
+    YK_TRY(yk_json_f64(at, "read_bytes_per_s", RATE_MIN, RATE_MAX, is_device ? YK_JSON_OPTIONAL : YK_JSON_REQUIRED,
+                       &r->read_bytes_per_s));
+    YK_TRY(yk_json_f64(at, "fixed_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &r->fixed_ns));
+    YK_TRY(yk_json_f64(at, "attention_flops_per_s", RATE_MIN, FLOPS_MAX, YK_JSON_OPTIONAL, &r->attention_flops_per_s));
+    YK_TRY(yk_json_member(at, "product_bytes_per_s", JSON_OBJECT, YK_JSON_REQUIRED, &products));
+    YK_TRY(yk_json_member(at, "prefill_byte_tokens_per_s", JSON_OBJECT, YK_JSON_OPTIONAL, &prefill));
+    uint32_t n = 0;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
+        const yk_type_traits *tr = yk_type_get(t);
+        if (!tr)
+            continue;
+        YK_TRY(yk_json_member(&products, tr->name, JSON_OBJECT, YK_JSON_OPTIONAL, &row));
+        if (!row.v)
+            continue;
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            YK_TRY(yk_json_f64(&row, bucket_names[b], RATE_MIN, RATE_MAX, b ? YK_JSON_OPTIONAL : YK_JSON_REQUIRED,
+                               &r->product[t][b]));
+        if (prefill.v)
+            YK_TRY(yk_json_f64(&prefill, tr->name, RATE_MIN, FLOPS_MAX, YK_JSON_OPTIONAL, &r->product[t][YK_B_PREFILL]));
+        if (r->read_bytes_per_s > 0 && r->product[t][0] > 2 * r->read_bytes_per_s)
+            return yk_json_fail_key(&row, "1", "%g is more than twice read_bytes_per_s (%g): a product cannot outrun memory",
+                                    r->product[t][0], r->read_bytes_per_s);
+        n++;
+    }
+    return n ? YK_OK : yk_json_fail(&products, "has no weight type; at least one is needed, for example \"Q4_0\"");
+}
+
+static yk_status read_link(const yk_jv *at, const yk_machine *m, yk_machine_device *d)
+{
+    yk_jv link, overlap;
+    YK_TRY(yk_json_member(at, "link", JSON_OBJECT, YK_JSON_REQUIRED, &link));
+    YK_TRY(yk_json_f64(&link, "to_device_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &d->to_device_bytes_per_s));
+    YK_TRY(yk_json_f64(&link, "to_host_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &d->to_host_bytes_per_s));
+    YK_TRY(yk_json_f64(&link, "to_device_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->to_device_ns));
+    YK_TRY(yk_json_f64(&link, "to_host_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->to_host_ns));
+    const double host = m->rates.read_bytes_per_s;
+    if (!d->same_silicon && !d->shared_memory && d->to_device_bytes_per_s > SLACK * host)
+        return yk_json_fail_key(&link, "to_device_bytes_per_s",
+                                "%g is faster than the memory it reads (machine.cpu.read_bytes_per_s %g)",
+                                d->to_device_bytes_per_s, host);
+    YK_TRY(yk_json_member(at, "overlap", JSON_OBJECT, YK_JSON_OPTIONAL, &overlap));
+    if (!overlap.v)
+        return YK_OK;
+    YK_TRY(yk_json_f64(&overlap, "cpu_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &d->overlap_cpu_bytes_per_s));
+    YK_TRY(yk_json_f64(&overlap, "to_device_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED,
+                       &d->overlap_to_device_bytes_per_s));
+    if (d->overlap_to_device_bytes_per_s > SLACK * d->to_device_bytes_per_s)
+        return yk_json_fail_key(&overlap, "to_device_bytes_per_s", "%g is faster than the link alone (%g)",
+                                d->overlap_to_device_bytes_per_s, d->to_device_bytes_per_s);
+    if (d->overlap_cpu_bytes_per_s > SLACK * host)
+        return yk_json_fail_key(&overlap, "cpu_bytes_per_s", "%g is faster than memory is read without copies (%g)",
+                                d->overlap_cpu_bytes_per_s, host);
+    return YK_OK;
+}
+
+static bool is_device_name(const char *s)
+{
+    const size_t n = strspn(s, "abcdefghijklmnopqrstuvwxyz");
+    return n > 0 && s[n] == ':' && strspn(s + n + 1, "0123456789") == strlen(s + n + 1) && s[n + 1];
+}
+
+static yk_status read_device(const yk_jv *at, yk_machine *m, uint32_t index)
+{
+    yk_machine_device *d = &m->devices[index];
+    d->launch_ns = d->hand_off_ns = -1; /* left out, unlike 0 */
+    d->to_device_ns = d->to_host_ns = d->rates.fixed_ns = -1;
+    YK_TRY(yk_json_text(at, "name", sizeof d->name, YK_JSON_REQUIRED, d->name));
+    if (!is_device_name(d->name))
+        return yk_json_fail_key(at, "name", "\"%s\" is no device name; they look like \"opencl:0\"", d->name);
+    for (uint32_t i = 0; i < index; i++)
+        if (strcmp(m->devices[i].name, d->name) == 0)
+            return yk_json_fail_key(at, "name", "\"%s\" is the name of devices[%u] already", d->name, i);
+    YK_TRY(yk_json_text(at, "backend", sizeof d->backend, YK_JSON_REQUIRED, d->backend));
+    YK_TRY(yk_json_text(at, "description", sizeof d->description, YK_JSON_OPTIONAL, d->description));
+    YK_TRY(yk_json_text(at, "driver", sizeof d->driver, YK_JSON_OPTIONAL, d->driver));
+    YK_TRY(yk_json_u64(at, "memory_bytes", 1, BYTES_MAX, YK_JSON_REQUIRED, &d->memory_bytes));
+    YK_TRY(yk_json_bool(at, "same_silicon", YK_JSON_OPTIONAL, &d->same_silicon));
+    YK_TRY(yk_json_bool(at, "shared_memory", YK_JSON_OPTIONAL, &d->shared_memory));
+    YK_TRY(yk_json_f64(at, "launch_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->launch_ns));
+    YK_TRY(yk_json_f64(at, "hand_off_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->hand_off_ns));
+    YK_TRY(read_rates(at, true, &d->rates));
+    return read_link(at, m, d);
+}
+
+static yk_status read_machine(const yk_jv *at, yk_machine *m)
+{
+    yk_jv cpu, devices, device;
+    uint64_t threads = 0;
+    YK_TRY(yk_json_format(at, YK_MACHINE_FORMAT));
+    YK_TRY(yk_json_text(at, "host", sizeof m->host, YK_JSON_OPTIONAL, m->host));
+    YK_TRY(yk_json_text(at, "build", sizeof m->build, YK_JSON_OPTIONAL, m->build));
+    YK_TRY(yk_json_text(at, "time", sizeof m->time, YK_JSON_OPTIONAL, m->time));
+    YK_TRY(yk_json_text(at, "source", sizeof m->source, YK_JSON_OPTIONAL, m->source));
+    YK_TRY(yk_json_bool(at, "noisy", YK_JSON_OPTIONAL, &m->noisy));
+    YK_TRY(yk_json_member(at, "cpu", JSON_OBJECT, YK_JSON_REQUIRED, &cpu));
+    YK_TRY(yk_json_text(&cpu, "name", sizeof m->cpu, YK_JSON_OPTIONAL, m->cpu));
+    YK_TRY(yk_json_text(&cpu, "isa", sizeof m->isa, YK_JSON_OPTIONAL, m->isa));
+    YK_TRY(yk_json_u64(&cpu, "threads", 1, 65536, YK_JSON_REQUIRED, &threads));
+    YK_TRY(yk_json_u64(&cpu, "memory_bytes", 1, BYTES_MAX, YK_JSON_REQUIRED, &m->memory_bytes));
+    m->threads = (uint32_t)threads;
+    YK_TRY(read_rates(&cpu, false, &m->rates));
+    YK_TRY(yk_json_member(at, "devices", JSON_ARRAY, YK_JSON_OPTIONAL, &devices));
+    const size_t n = devices.v ? json_array_size(devices.v) : 0;
+    if (n > YK_MAX_DEVICES)
+        return yk_json_fail(&devices, "has %zu devices, at most %d are possible", n, YK_MAX_DEVICES);
+    for (size_t i = 0; i < n; i++) {
+        YK_TRY(yk_json_element(&devices, i, JSON_OBJECT, &device));
+        YK_TRY(read_device(&device, m, (uint32_t)i));
+    }
+    m->n_devices = (uint32_t)n;
+    return YK_OK;
+}
+
+yk_status yk_machine_read(yk_machine *out, const char *text, size_t n_bytes, yk_error *err)
+{
+    json_t *root;
+    yk_jv at;
+    YK_TRY(yk_json_parse(&root, &at, text, n_bytes, "machine", err));
+    yk_machine *m = yk_alloc(YK_MEM_PLAN, 1, sizeof *m);
+    const yk_status st = m ? read_machine(&at, m) : yk_fail_memory(err, sizeof *m, "a machine");
+    json_decref(root);
+    if (st == YK_OK)
+        *out = *m;
+    yk_free(m);
+    return st;
+}
+
+/* ---- writing ---- */
+
+typedef struct object {
+    yk_text *t;
+    const char *indent;
+    bool any;
+} object;
+
+static void put_key(object *o, const char *key)
+{
+    yk_text_put(o->t, "%s\n%s\"%s\": ", o->any ? "," : "", o->indent, key);
+    o->any = true;
+}
+
+static void put_text(object *o, const char *key, const char *s)
+{
+    if (!*s)
+        return;
+    put_key(o, key);
+    yk_text_put_string(o->t, s);
+}
+
+static void put_u64(object *o, const char *key, uint64_t x)
+{
+    put_key(o, key);
+    yk_text_put_json(o->t, json_integer((json_int_t)x));
+}
+
+/* Below `from`: left out. */
+static void put_f64(object *o, const char *key, double x, double from)
+{
+    if (x < from)
+        return;
+    put_key(o, key);
+    yk_text_put_json(o->t, json_real(x));
+}
+
+static void put_flag(object *o, const char *key, bool x)
+{
+    if (!x)
+        return;
+    put_key(o, key);
+    yk_text_put(o->t, "true");
+}
+
+static void set_real(yk_text *t, json_t *o, const char *key, double x)
+{
+    if (json_object_set_new(o, key, json_real(x)) != 0)
+        t->failed = true;
+}
+
+static void put_rates(object *o, const yk_rates *r, bool is_device)
+{
+    put_f64(o, "read_bytes_per_s", r->read_bytes_per_s, RATE_MIN);
+    put_f64(o, "fixed_ns", r->fixed_ns, is_device ? 0 : 0x1p-1000);
+    put_f64(o, "attention_flops_per_s", r->attention_flops_per_s, RATE_MIN);
+    put_key(o, "product_bytes_per_s");
+    bool first = true;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
+        if (!(r->product[t][0] > 0))
+            continue;
+        json_t *row = json_object();
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            if (r->product[t][b] > 0)
+                set_real(o->t, row, bucket_names[b], r->product[t][b]);
+        yk_text_put(o->t, "%s\n%s \"%s\": ", first ? "{" : ",", o->indent, yk_type_get(t)->name);
+        yk_text_put_json(o->t, row);
+        first = false;
+    }
+    yk_text_put(o->t, "}");
+    json_t *prefill = json_object();
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        if (r->product[t][0] > 0 && r->product[t][YK_B_PREFILL] > 0)
+            set_real(o->t, prefill, yk_type_get(t)->name, r->product[t][YK_B_PREFILL]);
+    if (prefill && json_object_size(prefill) == 0) {
+        json_decref(prefill);
+        return;
+    }
+    put_key(o, "prefill_byte_tokens_per_s");
+    yk_text_put_json(o->t, prefill);
+}
+
+static void put_device(yk_text *t, const yk_machine_device *d)
+{
+    object o = {t, "   ", false};
+    yk_text_put(t, "\n  {");
+    put_text(&o, "name", d->name);
+    put_text(&o, "backend", d->backend);
+    put_text(&o, "description", d->description);
+    put_text(&o, "driver", d->driver);
+    put_u64(&o, "memory_bytes", d->memory_bytes);
+    put_flag(&o, "same_silicon", d->same_silicon);
+    put_flag(&o, "shared_memory", d->shared_memory);
+    put_f64(&o, "launch_ns", d->launch_ns, 0);
+    put_f64(&o, "hand_off_ns", d->hand_off_ns, 0);
+    put_rates(&o, &d->rates, true);
+    put_key(&o, "link");
+    yk_text_put(t, "{");
+    object link = {t, "    ", false};
+    put_f64(&link, "to_device_bytes_per_s", d->to_device_bytes_per_s, RATE_MIN);
+    put_f64(&link, "to_device_ns", d->to_device_ns, 0);
+    put_f64(&link, "to_host_bytes_per_s", d->to_host_bytes_per_s, RATE_MIN);
+    put_f64(&link, "to_host_ns", d->to_host_ns, 0);
+    yk_text_put(t, "}");
+    if (d->overlap_cpu_bytes_per_s > 0) {
+        put_key(&o, "overlap");
+        yk_text_put(t, "{");
+        object overlap = {t, "    ", false};
+        put_f64(&overlap, "cpu_bytes_per_s", d->overlap_cpu_bytes_per_s, RATE_MIN);
+        put_f64(&overlap, "to_device_bytes_per_s", d->overlap_to_device_bytes_per_s, RATE_MIN);
+        yk_text_put(t, "}");
+    }
+    yk_text_put(t, "\n  }");
+}
+
+yk_status yk_machine_write(const yk_machine *m, char **out, size_t *n_bytes, yk_error *err)
+{
+    yk_text t = {0};
+    object top = {&t, " ", false}, cpu = {&t, "  ", false};
+    yk_text_put(&t, "{");
+    put_u64(&top, "format", YK_MACHINE_FORMAT);
+    put_text(&top, "source", m->source);
+    put_text(&top, "host", m->host);
+    put_text(&top, "build", m->build);
+    put_text(&top, "time", m->time);
+    put_flag(&top, "noisy", m->noisy);
+    put_key(&top, "cpu");
+    yk_text_put(&t, "{");
+    put_text(&cpu, "name", m->cpu);
+    put_text(&cpu, "isa", m->isa);
+    put_u64(&cpu, "threads", m->threads);
+    put_u64(&cpu, "memory_bytes", m->memory_bytes);
+    put_rates(&cpu, &m->rates, false);
+    yk_text_put(&t, "\n }");
+    put_key(&top, "devices");
+    yk_text_put(&t, "[");
+    for (uint32_t i = 0; i < m->n_devices; i++) {
+        yk_text_put(&t, "%s", i ? "," : "");
+        put_device(&t, &m->devices[i]);
+    }
+    yk_text_put(&t, "]\n}\n");
+    return yk_text_take(&t, out, n_bytes, "the text of a machine file", err);
+}
+
+/* ---- holes ---- */
+
+static double bits_of(uint32_t type)
+{
+    const yk_type_traits *t = yk_type_get(type);
+    return 8.0 * t->block_bytes / t->block_elems;
+}
+
+static uint32_t nearest_type(const yk_rates *r, uint32_t type)
+{
+    uint32_t best = YK_TYPE_LIMIT;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        if (r->product[t][0] > 0 &&
+            (best == YK_TYPE_LIMIT || fabs(bits_of(t) - bits_of(type)) < fabs(bits_of(best) - bits_of(type))))
+            best = t;
+    return best;
+}
+
+void yk_lane_resolve(yk_lane *lane, const yk_rates *r, bool is_device)
+{
+    *lane = (yk_lane){0};
+    double best = 0, flops = 0;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
+        const uint32_t from = !yk_type_get(t) ? YK_TYPE_LIMIT : r->product[t][0] > 0 ? t : nearest_type(r, t);
+        if (from == YK_TYPE_LIMIT)
+            continue;
+        const double *rate = r->product[from];
+        double *s = lane->s_per_byte[t];
+        s[YK_B_1] = 1 / rate[YK_B_1];
+        for (int b = YK_B_4; b < YK_B_PREFILL; b++) {
+            s[b] = rate[b] > 0 ? 1 / rate[b] : s[b - 1] * bucket_tokens[b] / bucket_tokens[b - 1];
+            s[b] = fmax(s[b], s[b - 1]);
+        }
+        s[YK_B_PREFILL] = rate[YK_B_PREFILL] > 0 ? 1 / rate[YK_B_PREFILL] : s[YK_B_32] / bucket_tokens[YK_B_32];
+        best = fmax(best, rate[YK_B_1]);
+        flops = fmax(flops, 16 / bits_of(t) / s[YK_B_PREFILL]);
+    }
+    lane->read_s_per_byte = 1 / (r->read_bytes_per_s > 0 ? r->read_bytes_per_s : best);
+    lane->fixed_s = 1e-9 * (is_device && r->fixed_ns < 0 ? 10e3 : r->fixed_ns);
+    lane->attention_s_per_flop = 1 / (r->attention_flops_per_s > 0 ? r->attention_flops_per_s : flops);
+}

@@ -1,0 +1,81 @@
+/* machine.h - what a machine can do, as measured or as stated by a file of partition/machines. Plain data; JSON in and out.
+ *
+ * Rates are of weights as they lie in memory. "product at n tokens": bytes of a weight matrix divided by the seconds its
+ * product with n activations takes, so 1 / rate falls when more tokens make it slower; for the bucket "prefill" the rate is
+ * bytes times tokens per second.
+ *
+ * What a file leaves out is replaced by these rules (yk_lane_resolve), 0 in the struct means "left out" (of a device's times:
+ * -1): a token bucket       the time of the next smaller bucket, scaled by the ratio of tokens (no gain from batching is
+ * assumed) a weight type        the rates of the measured type with the nearest bits per weight, the lower type number of two
+ * equally near device: read         the highest product rate at one token cpu.attention_flops  (and of devices) two operations
+ * per weight of the prefill rate of the fastest type link to host         as link to device overlap              the CPU is
+ * left what the link does not take: max(read - to_device, read / 10); the link keeps its rate hand_off, launch, latencies,
+ * fixed cost: on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0 */
+#ifndef YK_PARTITION_MACHINE_H
+#define YK_PARTITION_MACHINE_H
+
+#include "src/model/types.h"
+#include "yoke/yoke.h"
+
+enum { YK_MACHINE_FORMAT = 1, YK_MAX_DEVICES = 8, YK_DEVICE_NAME = 24 };
+
+/* Token buckets of plans and rates, with the names files use. */
+typedef enum yk_bucket { YK_B_1, YK_B_4, YK_B_8, YK_B_16, YK_B_32, YK_B_PREFILL, YK_N_BUCKETS } yk_bucket;
+const char *yk_bucket_name(yk_bucket b);       /* "1", "2-4", "5-8", "9-16", "17-32", "prefill" */
+yk_bucket yk_bucket_by_name(const char *name); /* YK_N_BUCKETS: unknown */
+/* Bucket of n tokens; more than 32: prefill. Largest number of tokens of a bucket but prefill. */
+yk_bucket yk_bucket_of(uint32_t n_tokens);
+uint32_t yk_bucket_tokens(yk_bucket b);
+
+/* Product rates by weight type; [t][YK_B_PREFILL] in byte-tokens/s, the others in bytes/s. */
+typedef struct yk_rates {
+    double product[YK_TYPE_LIMIT][YK_N_BUCKETS];
+    double read_bytes_per_s;
+    double fixed_ns;              /* of one product, whatever its size (device: beside the launch) */
+    double attention_flops_per_s; /* of prefill attention */
+} yk_rates;
+
+typedef struct yk_machine_device {
+    char name[YK_DEVICE_NAME]; /* "opencl:0": home of slices in a plan */
+    char backend[16], description[128], driver[128];
+    uint64_t memory_bytes;
+    bool same_silicon;  /* this is the CPU under another name: never chosen unless asked for */
+    bool shared_memory; /* integrated: its memory is the host's */
+    yk_rates rates;
+    double launch_ns; /* of one kernel */
+    double to_device_bytes_per_s, to_device_ns, to_host_bytes_per_s, to_host_ns;
+    double hand_off_ns; /* device to host and back through the mailbox, without the data */
+    /* Both at once: what the CPU's products read and what the link carries. */
+    double overlap_cpu_bytes_per_s, overlap_to_device_bytes_per_s;
+} yk_machine_device;
+
+struct yk_machine {
+    /* identity; "" when not told */
+    char host[128], build[128], time[64], source[512]; /* source: where figures that were not measured come from */
+    bool noisy;                                        /* the measurements did not settle */
+    char cpu[128], isa[128];
+    uint32_t threads;      /* workers the rates were measured with */
+    uint64_t memory_bytes; /* RAM */
+    yk_rates rates;
+    uint32_t n_devices;
+    yk_machine_device devices[YK_MAX_DEVICES];
+};
+typedef struct yk_machine yk_machine;
+
+/* Read a machine from the text of a file. YK_ERR_INPUT names the key: "machine.devices[0].link.to_device_bytes_per_s: ...".
+ * *out is as it was on failure. */
+yk_status yk_machine_read(yk_machine *out, const char *text, size_t n_bytes, yk_error *err);
+/* The text of a file, from yk_alloc. Reading and writing it again gives the same bytes. */
+yk_status yk_machine_write(const yk_machine *machine, char **out, size_t *n_bytes, yk_error *err);
+
+/* Rates with every hole filled by the rules above: seconds per byte (prefill: per byte and token), rising with the bucket. */
+typedef struct yk_lane {
+    double s_per_byte[YK_TYPE_LIMIT][YK_N_BUCKETS];
+    double read_s_per_byte, fixed_s, attention_s_per_flop;
+} yk_lane;
+void yk_lane_resolve(yk_lane *lane, const yk_rates *rates, bool is_device);
+
+/* Device by "opencl:0", or "opencl" for the first of a backend; -1 when there is none. */
+int yk_machine_find(const yk_machine *machine, const char *name);
+
+#endif

@@ -1,0 +1,140 @@
+/* plan.h - the plan: where each slice of each FFN part lives and which lane computes it, for each token bucket. Plain data.
+ *
+ * A file has, beside what docs/DESIGN.md section 10 fixes: "model" {"id", "name"}, "limits" (what the plan was made for),
+ * "head_home", "embd_home", "attn_home" of each layer, "bound_share" and "note". A plan written by hand needs `format`,
+ * `layers` and `memory` only:
+ *   - homes left out are "host"; a kind left out is GG on a device and CC on the host
+ *   - figures in memory[device] are ceilings: the checker refuses slices that take more than the class says
+ *   - "model" left out: any model whose layers and units fit
+ *
+ * Attention of a layer (its projections, norms, router) lives and runs at attn_home, its KV blocks with it. Slices cover the
+ * units (src/model/cut.h) of every instance of every part of the layer exactly once. */
+#ifndef YK_PARTITION_PLAN_H
+#define YK_PARTITION_PLAN_H
+
+#include "partition/machine.h"
+#include "src/model/shape.h"
+
+enum { YK_PLAN_FORMAT = 1, YK_HOST = -1, YK_PLAN_MAX_ALTERNATIVES = 8, YK_PLAN_MAX_FIGURES = 8 };
+
+typedef enum yk_kind { YK_KIND_GG, YK_KIND_CC, YK_KIND_CG } yk_kind;
+const char *yk_kind_name(yk_kind kind); /* "GG", "CC", "CG" */
+
+typedef struct yk_slice {
+    uint8_t group;              /* yk_part_group */
+    int8_t home;                /* YK_HOST or index in plan->devices */
+    uint8_t kind[YK_N_BUCKETS]; /* yk_kind: GG with a device as home, CC or CG with the host */
+    uint32_t expert;            /* instance; 0 for ffn and shexp */
+    uint32_t unit0, units;
+} yk_slice;
+
+typedef struct yk_plan_layer {
+    int8_t attn_home;
+    uint32_t n_slices;
+    yk_slice *slices; /* [n_slices], owned by the plan */
+} yk_plan_layer;
+
+typedef struct yk_figure {
+    uint32_t at; /* depth, chunk or prompt, tokens */
+    double value;
+} yk_figure;
+
+typedef struct yk_plan_speed {
+    uint32_t n_depths, n_chunks, n_prompts;
+    yk_figure decode_tps[YK_PLAN_MAX_FIGURES];              /* [n_depths], one sequence */
+    yk_figure batch_tps[YK_B_PREFILL][YK_PLAN_MAX_FIGURES]; /* [bucket][n_depths], all sequences together */
+    yk_figure prefill_tps[YK_PLAN_MAX_FIGURES];             /* [n_chunks] */
+    yk_figure ttft_ms[YK_PLAN_MAX_FIGURES];                 /* [n_prompts] */
+    char bound[2][16];                                      /* decode, prefill: "cpu", "gpu", "link", "hand-off"; "" unknown */
+    double bound_share[2];                                  /* of the time */
+} yk_plan_speed;
+
+typedef struct yk_alternative {
+    char name[40];
+    double decode_tps, prefill_tps; /* 0: it does not fit */
+} yk_alternative;
+
+struct yk_plan {
+    char plan_id[17];  /* hash of the placement: model, homes, slices, kinds; never of predictions */
+    char shape_id[17]; /* "" : for any model that fits */
+    char model_name[64];
+    uint32_t n_devices;
+    char devices[YK_MAX_DEVICES][YK_DEVICE_NAME];
+    uint32_t n_layers;
+    yk_plan_layer *layers;
+    int8_t head_home, embd_home;
+    uint32_t context, max_seqs, batch, kv_elem_bytes; /* what it was made for; 0: not told */
+    /* Bytes by place (0: host, 1 + i: device i) and class; read from a file they are ceilings, YK_PLAN_NO_CEILING where nothing
+     * is said. */
+    uint64_t memory[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES];
+    bool predicted;
+    yk_plan_speed speed;
+    uint32_t n_alternatives;
+    yk_alternative alternatives[YK_PLAN_MAX_ALTERNATIVES];
+    char note[256]; /* why it is as it is, one line */
+};
+typedef struct yk_plan yk_plan;
+
+#define YK_PLAN_NO_CEILING UINT64_MAX
+
+/* What a plan must keep to. Names of devices as in the machine file. */
+typedef struct yk_plan_device_limit {
+    char name[YK_DEVICE_NAME];
+    uint64_t budget_bytes;     /* ceiling of everything on the device, class runtime included */
+    uint64_t runtime_bytes;    /* what context and driver take */
+    uint64_t activation_bytes; /* what the engine will reserve there; 0: yk_plan_activation_bytes */
+} yk_plan_device_limit;
+
+typedef struct yk_plan_limits {
+    uint32_t context, max_seqs, batch, kv_elem_bytes; /* all > 0 */
+    uint64_t kv_tokens;                               /* positions of all sequences together; 0: context * max_seqs */
+    uint64_t host_bytes;                              /* ceiling of host memory; 0: none */
+    uint32_t n_devices;
+    yk_plan_device_limit devices[YK_MAX_DEVICES];
+    char device[YK_DEVICE_NAME];        /* solver: "" or "auto", "cpu", "opencl:0", "opencl" */
+    uint32_t prompt_tokens, gen_tokens; /* the request the solver makes fast, per sequence; 0: 512 and 128 */
+} yk_plan_limits;
+
+/* An empty plan with room for n_layers; freed by yk_plan_clear (the struct itself is the caller's). */
+yk_status yk_plan_init(yk_plan *plan, uint32_t n_layers, yk_error *err);
+void yk_plan_clear(yk_plan *plan);
+/* Append a slice. */
+yk_status yk_plan_add(yk_plan *plan, uint32_t layer, const yk_slice *slice, yk_error *err);
+/* Index of a device by name, adding it when it is new; -2 when there are too many. */
+int yk_plan_device(yk_plan *plan, const char *name);
+/* Compute plan_id from the placement. */
+void yk_plan_set_id(yk_plan *plan);
+/* "host" or the device's name. */
+const char *yk_plan_home_name(const yk_plan *plan, int home);
+
+/* Bytes the plan takes by place and class:
+ *   weights     slices at home there, attention at attn_home, head and embedding at theirs (a tied head on a device is a copy
+ * beside the embedding) kv          of layers whose attention is there: kv_tokens in whole blocks of 16 staging     of a
+ * device: two slots, each as large as the largest copy; a copy is what is CG in one bucket of one instance of one part of a
+ *               layer (the dense FFN, the shared expert, one expert). Staging belongs to the device of the plan's first CG
+ * reader, see below activation, runtime   as the limits say, on devices the plan uses at all; of the host only the plan's own
+ * need is not counted (0) CG slices are computed by the device of their layer's attn_home, or by the plan's first device when
+ * that is the host. */
+void yk_plan_memory(const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits,
+                    uint64_t memory[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES]);
+/* Device that computes CG slices of a layer; YK_HOST when the plan has no device. */
+int yk_plan_cg_device(const yk_plan *plan, uint32_t layer);
+
+/* Rule of thumb for the activations of a device: batch rows of residual, normalised input, queries, keys, values, attention
+ * output and one partial sum, the FFN's units for every used part, f32, the int8 copies counted as a quarter; plus logits of
+ * max_seqs rows. */
+uint64_t yk_plan_activation_bytes(const yk_shape *shape, const yk_plan_limits *limits);
+
+/* Does the plan fit model and limits? YK_ERR_INPUT with the key's path when not. */
+yk_status yk_plan_check(const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits, yk_error *err);
+
+/* Read and write. A plan read is not checked yet; plan_id is computed, the file's is not believed. Writing gives the same bytes
+ * for the same plan. */
+yk_status yk_plan_read(yk_plan *out, const char *text, size_t n_bytes, yk_error *err);
+yk_status yk_plan_write(const yk_plan *plan, char **out, size_t *n_bytes, yk_error *err);
+
+/* A random plan that is valid for shape and limits: random homes, cuts and kinds, about half of them with a bias (nearly all
+ * GG, CC or CG). The same seed gives the same plan. YK_ERR_MEMORY. */
+yk_status yk_plan_random(yk_plan *out, uint64_t seed, const yk_shape *shape, const yk_plan_limits *limits, yk_error *err);
+
+#endif

@@ -1,0 +1,27 @@
+/* solve.h - from machine, shape and limits to a plan: greedy by gain per byte over each layer's choices. docs/PLANNER.md says
+ * how and how well. */
+#ifndef YK_PARTITION_SOLVE_H
+#define YK_PARTITION_SOLVE_H
+
+#include "partition/cost.h"
+
+/* Make a plan that keeps to the limits. Devices without a row in limits->devices are not used. limits->device: "" or "auto":
+ * the device that promises most, or none when none helps (plan->note says why); "cpu"; or a device by name, which is then used
+ * as far as its budget goes. A named device of the same silicon has no speed of its own: its plan is made as for a card five
+ * times as fast, so that all kinds are exercised, and the prediction is that of the machine as it is. YK_ERR_USAGE: the named
+ * device is not in machine or limits. YK_ERR_MEMORY. The same input gives the same plan. */
+yk_status yk_plan_solve(yk_plan *out, const yk_machine *machine, const yk_shape *shape, const yk_plan_limits *limits,
+                        yk_error *err);
+
+/* Fill predicted speed and what binds, from the machine and the plan's first device. */
+void yk_plan_predict(yk_plan *plan, const yk_machine *machine, const yk_shape *shape, const yk_plan_limits *limits);
+
+/* What the solver makes small: seconds of a request (limits' prompt and generated tokens for each of max_seqs sequences). */
+double yk_plan_request_s(const yk_plan *plan, const yk_machine *machine, const yk_shape *shape, const yk_plan_limits *limits);
+
+/* One screen of text: where what lives, bytes, speed, what limits it, why not otherwise. machine may be NULL. *out from
+ * yk_alloc. */
+yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits,
+                               char **out, size_t *n_bytes, yk_error *err);
+
+#endif
