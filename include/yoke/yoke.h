@@ -170,6 +170,11 @@ YK_API yk_status yk_detok_push(yk_detok *detok, int32_t token, const char **text
 /* The bytes still held back (an unfinished character is given as it is); the state is that of a fresh text afterwards. */
 YK_API void yk_detok_flush(yk_detok *detok, const char **text, size_t *n_bytes);
 
+/* Where what lives and runs: made by the planner or read from a file. Section 7. */
+typedef struct yk_plan yk_plan;
+/* What a machine can do, as measured: what the planner decides by. Section 7. */
+typedef struct yk_machine yk_machine;
+
 /* ---- 4. Engine: a model placed on a machine ---------------------------------------------------------------------- */
 
 typedef struct yk_engine yk_engine;
@@ -178,9 +183,10 @@ typedef struct yk_seq yk_seq;
 typedef enum yk_kv_type { YK_KV_F16 = 0, YK_KV_F32 = 1 } yk_kv_type;
 
 typedef struct yk_engine_opts {
-    bool auto_partition;        /* let the planner place weights and work; default true */
+    bool auto_partition;        /* let the planner place weights and work; default true. false: everything on the named device, or
+                                 * on the CPU when none is named */
     uint64_t vram_budget_bytes; /* ceiling of device memory; 0: what is free */
-    const char *device;         /* "auto" (NULL means the same), "cpu", "opencl[:N]", "cuda[:N]" */
+    const char *device;         /* "auto" (NULL means the same), "cpu", "opencl[:N]", "cuda[:N]", "null[:N]" */
     uint32_t threads;           /* CPU workers; 0: one for each physical core this process may use */
     uint32_t context;           /* tokens a sequence may hold; 0: the model's training context, at most 4096 */
     uint32_t max_seqs;          /* sequences alive at a time; 0: 1 */
@@ -188,14 +194,21 @@ typedef struct yk_engine_opts {
     uint32_t batch;             /* tokens computed at once; larger yk_decode calls are cut into such steps; 0: 512 */
     uint32_t logits_rows;       /* logits rows a yk_decode call may ask for; 0: max_seqs */
     yk_kv_type kv_type;
+    const yk_plan *plan;        /* NULL: the engine makes one; else used as it is, on the device it names; read during yk_engine_open only */
+    const yk_machine *machine;  /* what to plan by; NULL: the cached measurement, made now when there is none; read during
+                                 * yk_engine_open only */
     const char *isa;            /* highest instruction set to use: "ref", "avx2", ...; NULL: the best there is */
     yk_progress_fn progress;
     void *progress_user;
+    const char *trace_path;     /* file for a timeline of the lanes (Chrome trace format), written by yk_engine_close; NULL: none */
 } yk_engine_opts;
 
 YK_API void yk_engine_opts_init(yk_engine_opts *opts);
 
 /* Place the model and reserve all memory that later calls need. The model must outlive the engine. opts may be NULL.
+ * Without a plan, device "auto" takes the device that makes a request faster, or the CPU alone when none does, when there is none,
+ * or when the only one is the CPU under another name; a device given by name is used as far as its budget goes, and one that is not
+ * there is an error. yk_engine_stats.why says what was chosen. A machine that was never measured is measured first (seconds).
  * YK_ERR_MEMORY: does not fit; the text has the bytes needed and available. YK_ERR_USAGE: an option out of range or a device
  * or ISA that is not there. YK_ERR_CANCELLED. */
 YK_API yk_status yk_engine_open(yk_engine **out, const yk_model *model, const yk_engine_opts *opts, yk_error *err);
@@ -288,6 +301,68 @@ YK_API yk_status yk_get_cpu_info(yk_cpu_info *info, yk_error *err);
  * physical core), bytes per second. YK_ERR_MEMORY when the buffer cannot be had. */
 YK_API yk_status yk_measure_read_rate(uint32_t threads, uint32_t ms, double *bytes_per_s, yk_error *err);
 
+/* A device that is not the CPU, or a backend that cannot be used here. */
+typedef struct yk_device_info {
+    char name[24];    /* "opencl:0", what yk_engine_opts.device takes; of a backend that cannot be used its name alone */
+    char backend[16]; /* "cuda", "opencl", "null" */
+    char description[128], driver[128];
+    uint64_t memory_bytes, memory_free_bytes; /* free 0: unknown */
+    uint32_t compute_units;
+    bool usable;
+    bool same_silicon;  /* the CPU under another name: used only when it is named */
+    bool shared_memory; /* integrated: its memory is the host's */
+    char why[512];      /* one line: why it is not usable; "" when it is */
+} yk_device_info;
+
+/* Look for devices of all backends. Writes at most `capacity` rows; *n receives the number of all. YK_ERR_MEMORY. */
+YK_API yk_status yk_list_devices(yk_device_info *out, uint32_t capacity, uint32_t *n, yk_error *err);
+
+typedef struct yk_machine_opts {
+    bool quick;            /* one to three seconds for each lane instead of about ten; default true */
+    const yk_model *model; /* its weight types are measured; NULL: Q4_K, Q8_0 and F16 */
+    const char *device;    /* NULL or "auto": all usable ones; "cpu": none; else this one */
+    uint32_t threads;      /* CPU workers; 0: one for each physical core */
+    const char *isa;       /* as yk_engine_opts.isa */
+    yk_progress_fn progress;
+    void *progress_user;
+} yk_machine_opts;
+
+YK_API void yk_machine_opts_init(yk_machine_opts *opts);
+/* Measure this machine: product rates by weight type and number of tokens, memory, copies both ways, hand-off, and what copies
+ * and products leave each other. Nothing else should run meanwhile. opts may be NULL. YK_ERR_USAGE: device or instruction set is
+ * not there. YK_ERR_MEMORY, YK_ERR_CANCELLED, YK_ERR_RUNTIME: a device failed. */
+YK_API yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_error *err);
+/* Read a machine file. YK_ERR_INPUT names file and key: "FILE: machine.cpu.threads: ...". */
+YK_API yk_status yk_machine_load(yk_machine **out, const char *path, yk_error *err);
+/* Write a machine file; it appears under its name only when complete. path NULL: the file in the user's cache where
+ * yk_engine_open looks. YK_ERR_RUNTIME: disk. */
+YK_API yk_status yk_machine_save(const yk_machine *machine, const char *path, yk_error *err);
+YK_API void yk_machine_close(yk_machine **machine);
+/* The text of its file, by the buffer rules of yk_model_get_meta_text. */
+YK_API yk_status yk_machine_text(const yk_machine *machine, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
+/* True when the measurements did not settle: something else ran. */
+YK_API bool yk_machine_is_noisy(const yk_machine *machine);
+/* Path of the file that yk_machine_save writes with path NULL. YK_ERR_RUNTIME: the user has no home folder. */
+YK_API yk_status yk_machine_cache_path(const yk_machine *machine, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
+
+/* The plan yk_engine_open would make for the same options (opts->plan is not looked at). machine NULL: opts->machine, else the
+ * cached measurement, made now when there is none. opts may be NULL. Failures as of yk_engine_open. */
+YK_API yk_status yk_plan_make(yk_plan **out, const yk_machine *machine, const yk_model *model, const yk_engine_opts *opts,
+                              yk_error *err);
+/* Read a plan file; yk_engine_open checks whether it fits. YK_ERR_INPUT names file and key: "FILE: plan.layers[3].slices: ...". */
+YK_API yk_status yk_plan_load(yk_plan **out, const char *path, yk_error *err);
+/* Write a plan file; it appears under its name only when complete. YK_ERR_RUNTIME: disk. */
+YK_API yk_status yk_plan_save(const yk_plan *plan, const char *path, yk_error *err);
+YK_API void yk_plan_close(yk_plan **plan);
+/* The text of its file, by the buffer rules of yk_model_get_meta_text. */
+YK_API yk_status yk_plan_text(const yk_plan *plan, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
+/* Why the planner did what it did, one line; "" for plans not made by it. Owned by the plan. */
+YK_API const char *yk_plan_note(const yk_plan *plan);
+/* One screen of text: what lives and runs where, bytes, speed, what limits it, why not otherwise; buffer rules as above. machine may
+ * be NULL. YK_ERR_INPUT: the plan does not fit model and options. */
+YK_API yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_machine *machine, const yk_engine_opts *opts,
+                                 char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
+
 typedef struct yk_engine_stats {
     uint64_t n_tokens;              /* tokens computed since the engine was opened */
     uint64_t n_steps;
@@ -299,6 +374,7 @@ typedef struct yk_engine_stats {
     char device[64];                /* for example "cpu" */
     char isa[32];                   /* kernels in use, for example "ref" */
     char plan_id[32];               /* which plan the engine runs */
+    char why[256];                  /* why it runs where it does, one line */
 } yk_engine_stats;
 
 YK_API void yk_engine_get_stats(const yk_engine *engine, yk_engine_stats *stats);

@@ -1,0 +1,40 @@
+/* auto.h - which plan an engine runs when none is given: from options, devices and the machine's measurement. */
+#ifndef YK_ENGINE_AUTO_H
+#define YK_ENGINE_AUTO_H
+
+#include "partition/solve.h"
+#include "profiler/profile.h"
+#include "src/engine/engine.h"
+
+/* The shape of a model as the engine places it. Closed with yk_shape_close. */
+yk_status yk_auto_shape(yk_shape *out, const yk_model *model, yk_error *err);
+/* What a plan for this engine (its sizes are set) must keep to; devices are added one by one. */
+void yk_auto_limits(yk_plan_limits *limits, const yk_engine *e, const yk_engine_opts *o);
+void yk_auto_limit_device(yk_plan_limits *limits, const yk_engine *e, const char *name, uint64_t budget_bytes);
+
+/* The plan for options without one. *out NULL: the CPU alone; `why` says it in one line. With device "auto" failures of devices are no failure. */
+yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_opts *o, char *why, size_t capacity,
+                         yk_error *err);
+/* May device "auto" go on with the CPU after this failure of a device? */
+bool yk_auto_may_retreat(const yk_engine_opts *o, yk_status st);
+
+/* ---- device_api.c ---- */
+
+/* "null:SETTINGS" (gpu/null/null.c) gives SETTINGS, other names of that backend "compute", all others NULL. */
+const char *yk_device_null_options(const char *name);
+/* As yk_list_devices, with the null backend when null_options is not NULL. */
+yk_status yk_device_list(yk_device_info *out, uint32_t capacity, uint32_t *n, const char *null_options, yk_error *err);
+/* Row of the device `name` ("opencl": the first of the backend). YK_ERR_USAGE says why it cannot be used. */
+yk_status yk_device_find(const yk_device_info *list, uint32_t n, const char *name, uint32_t *index, yk_error *err);
+
+enum { YK_DEVICE_LIST = 32 };
+
+/* ---- machine_api.c ---- */
+
+/* The measurement of this machine with at least the types and devices of `need` (others that the cached file has are measured again with
+ * them): from the cache, else made now and kept there. Closed with yk_machine_close. */
+yk_status yk_machine_cached(yk_machine **out, const yk_profile_opts *need, yk_error *err);
+/* Types of a model's matrices into need->types. */
+void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape);
+
+#endif

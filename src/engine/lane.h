@@ -1,0 +1,133 @@
+/* lane.h - the GPU lane of an engine: the device, its memory, and the order in which a step's work is handed to it.
+ *
+ * Streams: compute (kernels), up (rows and lists to the device), fill_up (weights of CG slabs to the device), down (copies to the host). A layer whose attention is on the device runs
+ *
+ *   compute  x += y; norm | q k v | rope, KV append | attention | o | x += y; norm | router, route
+ *   down     normalised rows (and chosen experts) to the host; mailbox HOST_GO
+ *   compute  gate, up, glu, down of the device's slabs of the FFN (GG from its memory, CG from a staging slot that `fill_up` fills)
+ *   host     the CPU's pieces of the FFN as a pool job; mailbox DEVICE_GO
+ *   up       waits for DEVICE_GO, copies the CPU's partial sums
+ *   compute  waits for that copy and goes on: x + device's sum + CPU's sum, always in this order
+ *
+ * Everything is enqueued before the host starts its part, the next layer's attention included, so the device never waits for a launch; the slabs that
+ * a dense layer is certain to need are copied from the layer before it on. A layer whose
+ * attention is on the CPU runs the pool's stages up to the FFN, sends the normalised rows up and gets the device's partial sums back.
+ *
+ * To the pool's stages the device looks like one more worker: its rows in the engine's buffers are those of worker `virtual`. */
+#ifndef YK_ENGINE_LANE_H
+#define YK_ENGINE_LANE_H
+
+#include "gpu/kernels.h"
+#include "gpu/modules.h"
+#include "src/engine/trace.h"
+
+enum { YK_BOX_HOST_GO, YK_BOX_DEVICE_GO }; /* mailboxes: device to host, host to device */
+enum { YK_LANE_SLOTS = 2, YK_LANE_KERNELS = 40, YK_LANE_RESERVE = 256 << 20, YK_LANE_ALIGN = 256, YK_LANE_MARKS = 8192 };
+
+enum yk_gpulane_event {
+    YK_EV_FFN_IN,                              /* normalised rows are there */
+    YK_EV_FFN_OUT,                             /* the device's sum is there */
+    YK_EV_UP,                                  /* rows or lists from the host are there */
+    YK_EV_Y_CPU,                               /* the CPU's sum is there */
+    YK_EV_STEP,                                /* all of the step before is done: its lists may be overwritten */
+    YK_EV_FILLED,                              /* + slot: staging slot holds its slab */
+    YK_EV_FREE = YK_EV_FILLED + YK_LANE_SLOTS, /* + slot: its slab has been used */
+    YK_EV_N = YK_EV_FREE + YK_LANE_SLOTS
+};
+
+/* Chunks of device memory of one class, given out piece by piece. */
+typedef struct yk_dev_arena {
+    yk_mem_class cls;
+    yk_gpu_mem *chunks;
+    uint32_t n_chunks;
+    uint64_t used;      /* of the last chunk */
+    uint64_t remaining; /* bytes still expected, sizes the next chunk */
+} yk_dev_arena;
+
+/* A task for the trace: the device reaches `from` and `to` before and behind it. */
+typedef struct yk_lane_mark {
+    yk_gpu_event *from, *to; /* opened when first used */
+    bool whole;              /* both are recorded */
+    yk_trace_rec rec;
+} yk_lane_mark;
+
+struct yk_gpulane {
+    yk_engine *e;
+    yk_modules *modules;
+    const yk_device_table *t;
+    yk_gpu *gpu;
+    char name[YK_DEVICE_NAME];
+    yk_gpu_info info;
+    uint64_t budget; /* bytes, in force */
+    yk_gpu_stream *compute, *up, *fill_up, *down;
+    yk_gpu_event *ev[YK_EV_N];
+    yk_dev_arena weights, kv, activation, staging;
+    struct {
+        char name[32];
+        yk_gpu_kernel *kernel;
+    } kernels[YK_LANE_KERNELS];
+    uint32_t n_kernels;
+    uint32_t box[2]; /* last value of each mailbox */
+
+    /* device buffers */
+    yk_gpu_mem x, norm, qkv, q, att, y_attn, y_dev, y_cpu, gate, ups, router, ids, id_weight, sh_weight, logits;
+    yk_k_q8 q8, o_q8, h_q8;
+    yk_gpu_mem lists, pos, seq, table, logits_rows; /* the latter parts of lists */
+    yk_gpu_mem slot_token, slot_weight, rope_cs, output_norm, output_norm_b, output_b;
+    yk_dev_mat head;
+    yk_gpu_mem slot[YK_LANE_SLOTS];
+    uint64_t slot_bytes;
+    uint32_t next_slot;
+    struct {
+        const yk_slab *slab;
+        uint32_t slot;
+    } ahead[YK_LANE_SLOTS]; /* slabs copied before their launches are enqueued, in order of use */
+    uint32_t n_ahead;
+
+    /* host memory that copies use; page-locked when the device grants it */
+    uint8_t *host;
+    bool host_locked;
+    bool packed_locked;   /* so is e->packed */
+    float *host_rows;     /* [n_tokens][max(n_in, n_embd)] rows going up */
+    float *host_y;        /* [n_tokens][n_embd] the CPU's sum */
+    uint32_t *host_ids;   /* [n_tokens][n_used] */
+    float *host_weight;   /* [n_tokens][n_used], then [n_tokens] of the shared expert */
+    uint32_t *host_token; /* [n_layers][n_slots] */
+    float *host_slot_weight;
+    uint32_t *host_lists; /* pos, seq [n_tokens], table [n_runs][max_blocks], logits rows [n_logits] */
+
+    yk_lane_mark *marks; /* [YK_LANE_MARKS] of this step, with a trace only */
+    uint32_t n_marks;
+    uint64_t launched_bytes; /* read by all launches so far */
+    /* For tests with the null device's modelled time: the pool's products are not computed but take the time that their bytes need at this many
+     * bytes a second, and experts are chosen in turn. 0: off. Logits mean nothing then. */
+    double cpu_rate;
+
+    bool y_pending, y_cpu_pending; /* sums that the next add_norm takes in */
+};
+
+/* Open the device `name` ("opencl", "opencl:1", ...) with a budget. YK_ERR_USAGE: not there. The engine's dims are known already. */
+yk_status yk_gpulane_open(yk_gpulane **out, yk_engine *e, const char *name, uint64_t budget, yk_error *err);
+void yk_gpulane_close(yk_gpulane **lane);
+/* The budget in force: the one wanted, or (0) all that is free but for what the desktop needs. */
+uint64_t yk_gpulane_budget(uint64_t wanted, uint64_t memory_bytes, uint64_t memory_free_bytes);
+/* What a lane of this engine (its sizes are known) reserves for activations, and what alignment and expert biases take beside the bytes of a
+ * plan, at most. */
+uint64_t yk_gpulane_activation_bytes(const yk_engine *e);
+uint64_t yk_gpulane_slack_bytes(const yk_engine *e);
+/* Place weights by the plan: fills e->places. */
+yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape *shape, const yk_engine_opts *o,
+                           yk_error *err);
+/* Compute a step whose job is built. */
+yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err);
+
+/* Internal: failures of the device as statuses; a kernel by name. */
+yk_status yk_gpulane_check(const yk_gpulane *lane, yk_status st, const char *what, yk_error *err);
+yk_status yk_gpulane_kernel(yk_gpulane *lane, const char *name, yk_gpu_kernel **out, yk_error *err);
+yk_status yk_gpulane_take(yk_gpulane *lane, yk_dev_arena *a, uint64_t bytes, yk_gpu_mem *out, yk_error *err);
+static inline yk_gpu_mem yk_mem_at(yk_gpu_mem m, uint64_t offset)
+{
+    return (yk_gpu_mem){m.handle, m.offset + offset, m.bytes - offset};
+}
+
+#endif

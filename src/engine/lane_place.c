@@ -1,0 +1,493 @@
+/* A plan made real on one device: matrices packed and uploaded, cut units given their places, buffers reserved. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cpu/pack.h"
+#include "src/engine/lane.h"
+#include "src/engine/stages.h"
+
+typedef struct placer {
+    yk_gpulane *l;
+    yk_engine *e;
+    const yk_plan *plan;
+    const yk_shape *shape;
+    yk_error *err;
+    uint8_t *pack; /* room for the largest thing that is packed for the device */
+    uint64_t pack_bytes;
+    uint64_t max_slab; /* CG */
+    yk_progress_fn progress;
+    void *progress_user;
+    uint64_t done, total;
+    uint64_t *count; /* not NULL: activations are counted here instead of taken */
+} placer;
+
+static yk_status tell(placer *p, uint64_t bytes)
+{
+    p->done += bytes;
+    if (p->progress && !p->progress(p->progress_user, "placing weights", p->done < p->total ? p->done : p->total, p->total))
+        return yk_fail(p->err, YK_ERR_CANCELLED, "cancelled while placing weights");
+    return YK_OK;
+}
+
+static yk_status upload(placer *p, yk_gpu_mem to, const void *from, uint64_t bytes)
+{
+    YK_TRY(yk_gpulane_check(p->l, p->l->t->copy_to_device(p->l->up, to, from, bytes), "a copy to the device", p->err));
+    YK_TRY(yk_gpulane_check(p->l, p->l->t->stream_sync(p->l->up), "a copy to the device", p->err));
+    return tell(p, bytes);
+}
+
+static yk_status put_vector(placer *p, const float *v, uint64_t n, yk_gpu_mem *out)
+{
+    *out = (yk_gpu_mem){0};
+    if (!v)
+        return YK_OK;
+    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, n * sizeof *v, out, p->err));
+    return upload(p, *out, v, n * sizeof *v);
+}
+
+/* Room for packing `bytes`; grows. */
+static yk_status pack_room(placer *p, uint64_t bytes)
+{
+    if (bytes <= p->pack_bytes)
+        return YK_OK;
+    yk_free(p->pack);
+    p->pack_bytes = 0;
+    p->pack = yk_alloc(YK_MEM_STAGING, bytes, 1);
+    if (!p->pack)
+        return yk_fail_memory(p->err, bytes, "packing weights for the device");
+    p->pack_bytes = bytes;
+    return YK_OK;
+}
+
+static yk_status need_packed(const placer *p, const yk_weight *w, const char *what, uint32_t layer)
+{
+    YK_FAIL_IF(!yk_pack_has(w->type) || !yk_k_matvec_name(w->type), p->err, YK_ERR_INPUT,
+               "plan.layers[%u]: %s is of type %s, which %s cannot compute; keep it on the host", layer, what,
+               yk_type_get(w->type)->name, p->l->name);
+    return YK_OK;
+}
+
+static bool in_file(const yk_model *m, const uint8_t *p, uint64_t bytes)
+{
+    for (uint32_t i = 0; i < m->gguf.n_files; i++) {
+        const yk_map *map = &m->gguf.maps[i];
+        if (map->data && p >= map->data && p + bytes <= map->data + map->size)
+            return true;
+    }
+    return false;
+}
+
+/* The file's pages of a matrix that now lives elsewhere. Weights that the model holds in memory of its own (copies of tensors that
+ * were not aligned) stay: releasing that would lose them, and the next engine of the model reads them again. */
+static void release(const placer *p, const yk_weight *w)
+{
+    const uint64_t bytes = w->row_bytes * w->n_rows;
+    for (uint32_t i = 0; w->data && i < w->n_mats; i++)
+        if (in_file(p->e->model, yk_weight_row(w, i, 0), bytes))
+            yk_map_release(yk_weight_row(w, i, 0), bytes);
+}
+
+static yk_status put_matrix(placer *p, const yk_weight *w, const char *what, uint32_t layer, yk_dev_mat *out)
+{
+    YK_TRY(need_packed(p, w, what, layer));
+    const uint64_t bytes = yk_packed_bytes(w->type, w->n_rows, w->n_cols);
+    YK_TRY(pack_room(p, bytes));
+    yk_pack(w->type, yk_weight_row(w, 0, 0), w->row_bytes, w->n_rows, 0, w->n_cols, p->pack);
+    out->panel_bytes = yk_panel_bytes(w->type, w->n_cols);
+    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &out->mem, p->err));
+    YK_TRY(upload(p, out->mem, p->pack, bytes));
+    if (w->data != p->e->model->token_embd.data) /* a tied head: rows are still read as embeddings */
+        release(p, w);
+    return YK_OK;
+}
+
+/* Router and shared gate: plain rows. */
+static yk_status put_rows(placer *p, const yk_weight *w, uint32_t layer, yk_gpu_mem *out)
+{
+    *out = (yk_gpu_mem){0};
+    if (!w->data)
+        return YK_OK;
+    YK_FAIL_IF(w->type != YK_TYPE_F32 && w->type != YK_TYPE_F16 && w->type != YK_TYPE_BF16, p->err, YK_ERR_INPUT,
+               "plan.layers[%u].attn_home: the router is of type %s, which %s cannot compute", layer, yk_type_get(w->type)->name,
+               p->l->name);
+    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, w->row_bytes * w->n_rows, out, p->err));
+    return upload(p, *out, w->data, w->row_bytes * w->n_rows);
+}
+
+static yk_status place_attention(placer *p, uint32_t layer)
+{
+    const yk_engine *e = p->e;
+    const yk_dims *d = &e->d;
+    const yk_layer *w = &e->model->layers[layer];
+    const bool full = e->model->arch->qk_norm == YK_QK_NORM_FULL;
+    const uint32_t hd = e->model->hp.head_dim;
+    yk_layer_place *pl = &p->e->places[layer];
+    YK_TRY(put_matrix(p, &w->q, "attn_q", layer, &pl->q));
+    YK_TRY(put_matrix(p, &w->k, "attn_k", layer, &pl->k));
+    YK_TRY(put_matrix(p, &w->v, "attn_v", layer, &pl->v));
+    YK_TRY(put_matrix(p, &w->o, "attn_output", layer, &pl->o));
+    YK_TRY(put_vector(p, w->attn_norm, d->n_embd, &pl->attn_norm));
+    YK_TRY(put_vector(p, w->attn_norm_b, d->n_embd, &pl->attn_norm_b));
+    YK_TRY(put_vector(p, w->q_b, d->n_q, &pl->q_b));
+    YK_TRY(put_vector(p, w->k_b, d->n_kv, &pl->k_b));
+    YK_TRY(put_vector(p, w->v_b, d->n_kv, &pl->v_b));
+    YK_TRY(put_vector(p, w->o_b, d->n_embd, &pl->o_b));
+    YK_TRY(put_vector(p, w->q_norm, full ? d->n_q : hd, &pl->q_norm));
+    YK_TRY(put_vector(p, w->k_norm, full ? d->n_kv : hd, &pl->k_norm));
+    YK_TRY(put_vector(p, w->sinks, e->model->hp.n_heads, &pl->sinks));
+    YK_TRY(put_vector(p, w->ffn_norm, d->n_embd, &pl->ffn_norm));
+    YK_TRY(put_vector(p, w->ffn_norm_b, d->n_embd, &pl->ffn_norm_b));
+    if (w->moe) {
+        YK_TRY(put_rows(p, &w->router, layer, &pl->router));
+        YK_TRY(put_vector(p, w->router_b, w->router.n_rows, &pl->router_b));
+        YK_TRY(put_rows(p, &w->sh_router, layer, &pl->sh_router));
+    }
+    pl->attn_dev = true;
+    return yk_gpulane_take(p->l, &p->l->kv, (uint64_t)e->kv.n_blocks * 2 * d->kv_half, &pl->kv, p->err);
+}
+
+/* ---- FFN --------------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct ffn_part {
+    const yk_weight *gate, *up, *down;
+    uint32_t mat, index; /* index in places[].parts */
+    const yk_cut *cut;
+} ffn_part;
+
+static ffn_part part_of_slice(const placer *p, uint32_t layer, const yk_slice *s)
+{
+    const yk_layer *w = &p->e->model->layers[layer];
+    const yk_cut *cut = &p->shape->layers[layer].part[s->group].cut;
+    if (s->group == YK_PART_SHEXP)
+        return (ffn_part){&w->sh_gate, &w->sh_up, &w->sh_down, 0, w->gate.n_mats, cut};
+    return (ffn_part){&w->gate, &w->up, &w->down, s->expert, s->expert, cut};
+}
+
+static yk_slab slab_of(const ffn_part *f, uint32_t unit0, uint32_t units)
+{
+    yk_slab s = {.u0 = yk_cut_first(f->cut, unit0), .unit = yk_cut_size(f->cut, unit0), .n_units = units};
+    s.up_at = yk_panel_bytes(f->gate->type, f->gate->n_cols);
+    s.pair_bytes = s.up_at + yk_panel_bytes(f->up->type, f->up->n_cols);
+    s.down_at = s.pair_bytes * yk_ceil_div(s.unit, YK_TILE_ROWS);
+    s.unit_bytes = s.down_at + yk_packed_bytes(f->down->type, f->down->n_rows, s.unit);
+    return s;
+}
+
+static void pack_slab(const ffn_part *f, const yk_slab *s, uint8_t *out)
+{
+    for (uint32_t i = 0; i < s->n_units; i++, out += s->unit_bytes) {
+        const uint32_t u = s->u0 + i * s->unit;
+        for (uint32_t r = 0; r < s->unit; r += YK_TILE_ROWS) {
+            const uint32_t n = s->unit - r < YK_TILE_ROWS ? s->unit - r : YK_TILE_ROWS;
+            uint8_t *pair = out + s->pair_bytes * (r / YK_TILE_ROWS);
+            yk_pack(f->gate->type, yk_weight_row(f->gate, f->mat, u + r), f->gate->row_bytes, n, 0, f->gate->n_cols, pair);
+            yk_pack(f->up->type, yk_weight_row(f->up, f->mat, u + r), f->up->row_bytes, n, 0, f->up->n_cols, pair + s->up_at);
+        }
+        yk_pack(f->down->type, yk_weight_row(f->down, f->mat, 0), f->down->row_bytes, f->down->n_rows, u, s->unit, out + s->down_at);
+    }
+}
+
+static yk_status append(placer *p, void *array, uint32_t *n, size_t size, const void *item)
+{
+    uint8_t *more = yk_realloc(YK_MEM_PLAN, *(void **)array, *n + 1, size);
+    if (!more)
+        return yk_fail_memory(p->err, (*n + 1) * size, "a placement");
+    memcpy(more + *n * size, item, size);
+    *(void **)array = more;
+    (*n)++;
+    return YK_OK;
+}
+
+/* One run of equal units of a slice: bytes to their home, entries in the tables of every bucket. */
+static yk_status place_run(placer *p, uint32_t layer, const yk_slice *s, uint32_t unit0, uint32_t units)
+{
+    const ffn_part f = part_of_slice(p, layer, s);
+    yk_part_place *pp = &p->e->places[layer].parts[f.index];
+    yk_slab slab = slab_of(&f, unit0, units);
+    const uint64_t bytes = slab.unit_bytes * slab.n_units;
+    bool copied = false;
+    for (int b = 0; b < YK_N_BUCKETS; b++)
+        copied |= s->kind[b] == YK_KIND_CG;
+    if (s->home != YK_HOST || copied) {
+        YK_TRY(need_packed(p, f.gate, "ffn_gate", layer));
+        YK_TRY(need_packed(p, f.up, "ffn_up", layer));
+        YK_TRY(need_packed(p, f.down, "ffn_down", layer));
+    }
+    if (s->home != YK_HOST) {
+        YK_TRY(pack_room(p, bytes));
+        pack_slab(&f, &slab, p->pack);
+        YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &slab.dev, p->err));
+        YK_TRY(upload(p, slab.dev, p->pack, bytes));
+    } else if (copied) {
+        uint8_t *host = yk_arena_take(&p->e->packed, bytes, 1, 64);
+        if (!host)
+            return yk_fail_memory(p->err, bytes, "packed weights");
+        pack_slab(&f, &slab, host);
+        slab.host = host;
+        p->max_slab = bytes > p->max_slab ? bytes : p->max_slab;
+        YK_TRY(tell(p, bytes));
+    }
+    for (int b = 0; b < YK_N_BUCKETS; b++) {
+        if (s->kind[b] == YK_KIND_CC) {
+            const yk_piece piece = {slab.u0, slab.unit * slab.n_units};
+            YK_TRY(append(p, &pp->pieces[b], &pp->n_pieces[b], sizeof piece, &piece));
+            p->e->places[layer].cpu_part[b] = true;
+        } else {
+            YK_TRY(append(p, &pp->slabs[b], &pp->n_slabs[b], sizeof slab, &slab));
+            p->e->places[layer].dev_part[b] = true;
+        }
+    }
+    return YK_OK;
+}
+
+/* A slice as runs of equal units: the last unit of a part may be smaller. */
+static yk_status place_slice(placer *p, uint32_t layer, const yk_slice *s)
+{
+    const yk_cut *cut = &p->shape->layers[layer].part[s->group].cut;
+    const uint32_t end = s->unit0 + s->units;
+    const bool odd = end == cut->n && s->units > 1 && yk_cut_size(cut, end - 1) != cut->unit;
+    YK_TRY(place_run(p, layer, s, s->unit0, s->units - odd));
+    return odd ? place_run(p, layer, s, end - 1, 1) : YK_OK;
+}
+
+static yk_status place_ffn(placer *p, uint32_t layer)
+{
+    const yk_layer *w = &p->e->model->layers[layer];
+    const yk_plan_layer *pl = &p->plan->layers[layer];
+    for (uint32_t i = 0; i < pl->n_slices; i++)
+        YK_TRY(place_slice(p, layer, &pl->slices[i]));
+    yk_layer_place *place = &p->e->places[layer];
+    bool dev = false, cpu = false;
+    for (int b = 0; b < YK_N_BUCKETS; b++) {
+        dev |= place->dev_part[b];
+        cpu |= place->cpu_part[b];
+    }
+    const yk_weight *const all[] = {&w->gate, &w->up, &w->down, &w->sh_gate, &w->sh_up, &w->sh_down};
+    for (int i = 0; !cpu && i < 6; i++)
+        release(p, all[i]);
+    if (!dev || !w->moe)
+        return YK_OK;
+    YK_TRY(put_vector(p, w->gate_b, (uint64_t)w->gate.n_mats * w->gate.n_rows, &place->gate_b));
+    YK_TRY(put_vector(p, w->up_b, (uint64_t)w->up.n_mats * w->up.n_rows, &place->up_b));
+    return put_vector(p, w->down_b, (uint64_t)w->down.n_mats * w->down.n_rows, &place->down_b);
+}
+
+/* ---- buffers ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* Take from the activations, or count what would be taken. */
+static yk_status take_activation(placer *p, uint64_t bytes, yk_gpu_mem *out)
+{
+    if (!p->count)
+        return yk_gpulane_take(p->l, &p->l->activation, bytes, out, p->err);
+    *p->count += (bytes + YK_LANE_ALIGN - 1) / YK_LANE_ALIGN * YK_LANE_ALIGN;
+    return YK_OK;
+}
+
+static yk_status take_q8(placer *p, yk_k_q8 *q, uint64_t rows, uint64_t cols)
+{
+    const uint64_t blocks = (cols + 31) / 32;
+    YK_TRY(take_activation(p, rows * blocks * 32, &q->q));
+    YK_TRY(take_activation(p, rows * blocks * 4, &q->scale));
+    return take_activation(p, rows * blocks * 4, &q->sum);
+}
+
+static yk_status take_activations(placer *p)
+{
+    yk_gpulane *l = p->l;
+    const yk_engine *e = p->e;
+    const yk_dims *d = &e->d;
+    const yk_hparams *hp = &e->model->hp;
+    const uint64_t n = d->n_tokens, runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
+    const struct {
+        yk_gpu_mem *mem;
+        uint64_t words;
+    } take[] = {
+        {&l->x, n * d->n_embd},       {&l->norm, n * d->n_in},        {&l->qkv, n * d->n_qkv},
+        {&l->q, n * d->n_q},          {&l->att, n * d->n_q},          {&l->y_attn, n * d->n_embd},
+        {&l->y_dev, n * d->n_embd},   {&l->y_cpu, n * d->n_embd},     {&l->gate, n * d->n_ff},
+        {&l->ups, n * d->n_ff},       {&l->router, n * hp->n_experts}, {&l->ids, n * hp->n_used},
+        {&l->id_weight, n * hp->n_used}, {&l->sh_weight, n},          {&l->lists, 2 * n + d->n_logits + runs * d->max_blocks},
+        {&l->slot_token, d->n_slots}, {&l->slot_weight, d->n_slots},  {&l->rope_cs, (uint64_t)e->context * hp->n_rot},
+        {&l->logits, e->head_dev || p->count ? (uint64_t)d->n_logits * hp->n_vocab : 0},
+    };
+    for (size_t i = 0; i < sizeof take / sizeof *take; i++)
+        YK_TRY(take_activation(p, take[i].words * 4, take[i].mem));
+    YK_TRY(take_q8(p, &l->q8, n, d->n_embd));
+    YK_TRY(take_q8(p, &l->o_q8, n, d->n_q));
+    return take_q8(p, &l->h_q8, n, d->n_ff);
+}
+
+uint64_t yk_gpulane_activation_bytes(const yk_engine *e)
+{
+    uint64_t bytes = 0;
+    yk_gpulane none = {0};
+    placer p = {.l = &none, .e = (yk_engine *)(uintptr_t)e, .count = &bytes}; /* counting changes nothing */
+    take_activations(&p);
+    return bytes;
+}
+
+uint64_t yk_gpulane_slack_bytes(const yk_engine *e)
+{
+    enum { MATS = 32, SLICES = 8 }; /* of a layer: matrices and vectors of attention; slices beside the experts, at most */
+    const yk_model *m = e->model;
+    uint64_t bytes = 16 * YK_LANE_ALIGN;
+    for (uint32_t i = 0; i < m->hp.n_layers; i++) {
+        const yk_layer *w = &m->layers[i];
+        bytes += (uint64_t)YK_LANE_ALIGN * (MATS + 2 * (w->gate.n_mats + SLICES));
+        bytes += 4ull * w->gate.n_mats * ((w->gate_b ? w->gate.n_rows : 0) + (w->up_b ? w->up.n_rows : 0) + (w->down_b ? w->down.n_rows : 0));
+    }
+    return bytes;
+}
+
+static yk_status take_buffers(placer *p)
+{
+    yk_gpulane *l = p->l;
+    const yk_engine *e = p->e;
+    const yk_hparams *hp = &e->model->hp;
+    YK_TRY(take_activations(p));
+    YK_TRY(upload(p, l->rope_cs, e->rope_cs, (uint64_t)e->context * hp->n_rot * sizeof(float)));
+    l->slot_bytes = p->max_slab;
+    for (int i = 0; i < YK_LANE_SLOTS; i++) {
+        YK_TRY(yk_gpulane_take(l, &l->staging, l->slot_bytes, &l->slot[i], p->err));
+        YK_TRY(yk_gpulane_check(l, l->t->event_record(l->compute, l->ev[YK_EV_FREE + i]), "an event", p->err));
+    }
+    return YK_OK;
+}
+
+/* Host memory that copies use, page-locked where the device can. */
+static yk_status take_host(placer *p)
+{
+    yk_gpulane *l = p->l;
+    const yk_engine *e = p->e;
+    const yk_dims *d = &e->d;
+    const uint32_t k = e->model->hp.n_used;
+    const size_t n = d->n_tokens, runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
+    const size_t width = d->n_in > d->n_embd ? d->n_in : d->n_embd, lists = (size_t)e->model->hp.n_layers * d->n_slots;
+    const size_t sizes[] = {n * width, n * d->n_embd, n * k, n * (k + 1), lists, lists, 2 * n + d->n_logits + runs * d->max_blocks};
+    void **const at[] = {(void **)&l->host_rows,  (void **)&l->host_y,           (void **)&l->host_ids,  (void **)&l->host_weight,
+                         (void **)&l->host_token, (void **)&l->host_slot_weight, (void **)&l->host_lists};
+    size_t total = 0;
+    for (size_t i = 0; i < 7; i++)
+        total += (sizes[i] * 4 + 63) / 64 * 64;
+    void *mem = NULL;
+    l->host_locked = l->t->host_alloc(l->gpu, total, &mem) == YK_OK && mem;
+    l->host = l->host_locked ? mem : yk_alloc(YK_MEM_STAGING, total, 1);
+    if (!l->host)
+        return yk_fail_memory(p->err, total, "copy buffers");
+    size_t used = 0;
+    for (size_t i = 0; i < 7; i++) {
+        *at[i] = l->host + used;
+        used += (sizes[i] * 4 + 63) / 64 * 64;
+    }
+    return YK_OK;
+}
+
+static yk_status place_head(placer *p)
+{
+    yk_gpulane *l = p->l;
+    const yk_model *m = p->e->model;
+    if (p->plan->head_home == YK_HOST)
+        return YK_OK;
+    YK_TRY(put_matrix(p, &m->output, "output", m->hp.n_layers, &l->head));
+    YK_TRY(put_vector(p, m->output_norm, m->hp.n_embd, &l->output_norm));
+    YK_TRY(put_vector(p, m->output_norm_b, m->hp.n_embd, &l->output_norm_b));
+    YK_TRY(put_vector(p, m->output_b, m->hp.n_vocab, &l->output_b));
+    p->e->head_dev = true;
+    return YK_OK;
+}
+
+/* Bytes of all CG slices in the packed form, and what will be placed at all. */
+static uint64_t count_bytes(placer *p)
+{
+    uint64_t packed = 0;
+    for (uint32_t layer = 0; layer < p->plan->n_layers; layer++)
+        for (uint32_t i = 0; i < p->plan->layers[layer].n_slices; i++) {
+            const yk_slice *s = &p->plan->layers[layer].slices[i];
+            const ffn_part f = part_of_slice(p, layer, s);
+            bool copied = false;
+            for (int b = 0; b < YK_N_BUCKETS; b++)
+                copied |= s->kind[b] == YK_KIND_CG;
+            if (s->home == YK_HOST && !copied)
+                continue;
+            uint64_t bytes = 0;
+            for (uint32_t u = s->unit0; u < s->unit0 + s->units; u++)
+                bytes += slab_of(&f, u, 1).unit_bytes;
+            p->total += bytes;
+            if (s->home == YK_HOST)
+                packed += bytes + 2 * 64;
+            else
+                p->l->weights.remaining += bytes + 2 * 256;
+        }
+    return packed;
+}
+
+yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape *shape, const yk_engine_opts *o, yk_error *err)
+{
+    yk_engine *e = lane->e;
+    const uint32_t n_layers = e->model->hp.n_layers;
+    placer p = {.l = lane, .e = e, .plan = plan, .shape = shape, .err = err, .progress = o->progress, .progress_user = o->progress_user};
+    for (uint32_t i = 0; i < plan->n_devices; i++)
+        YK_FAIL_IF(strcmp(plan->devices[i], lane->name) != 0, err, YK_ERR_INPUT, "plan: device %s is not the open one, %s",
+                   plan->devices[i], lane->name);
+    uint64_t packed = 0;
+    for (uint32_t layer = 0; layer < n_layers; layer++) {
+        e->places[layer].parts = yk_alloc(YK_MEM_PLAN, e->d.n_parts, sizeof *e->places->parts);
+        if (!e->places[layer].parts)
+            return yk_fail_memory(err, e->d.n_parts * sizeof *e->places->parts, "a placement");
+        if (plan->layers[layer].attn_home != YK_HOST)
+            lane->kv.remaining += (uint64_t)e->kv.n_blocks * 2 * e->d.kv_half + YK_LANE_ALIGN;
+        if (plan->layers[layer].attn_home != YK_HOST)
+            lane->weights.remaining += yk_shape_attn_bytes(&shape->layers[layer]) + 24 * YK_LANE_ALIGN;
+    }
+    lane->weights.remaining += plan->head_home != YK_HOST ? shape->head.bytes + 4 * YK_LANE_ALIGN : 0;
+    packed = count_bytes(&p);
+    yk_status st = yk_arena_open(&e->packed, YK_MEM_WEIGHTS, packed, true, err);
+    for (uint32_t layer = 0; st == YK_OK && layer < n_layers; layer++) {
+        if (plan->layers[layer].attn_home != YK_HOST)
+            st = place_attention(&p, layer);
+        if (st == YK_OK)
+            st = place_ffn(&p, layer);
+    }
+    if (st == YK_OK && e->packed.size) /* one copy at a time straight from there, where the device can lock it */
+        lane->packed_locked = lane->t->host_register(lane->gpu, e->packed.base, e->packed.size) == YK_OK;
+    if (st == YK_OK)
+        st = place_head(&p);
+    if (st == YK_OK)
+        st = take_buffers(&p);
+    if (st == YK_OK)
+        st = take_host(&p);
+    yk_free(p.pack);
+    return st;
+}
+
+uint64_t yk_place_bytes(yk_type type, uint32_t n_rows, uint32_t n_cols)
+{
+    uint64_t row = 0;
+    if (yk_pack_has(type))
+        return yk_packed_bytes(type, n_rows, n_cols);
+    yk_type_row_bytes(type, n_cols, &row);
+    return row * n_rows;
+}
+
+bool yk_place_can(yk_type type, bool plain)
+{
+    if (plain)
+        return type == YK_TYPE_F32 || type == YK_TYPE_F16 || type == YK_TYPE_BF16;
+    return yk_pack_has(type) && yk_k_matvec_name(type);
+}
+
+void yk_places_close(yk_layer_place **places, uint32_t n_layers, uint32_t n_parts)
+{
+    for (uint32_t l = 0; *places && l < n_layers; l++) {
+        yk_part_place *parts = (*places)[l].parts;
+        for (uint32_t i = 0; parts && i < n_parts; i++)
+            for (int b = 0; b < YK_N_BUCKETS; b++) {
+                yk_free(parts[i].pieces[b]);
+                yk_free(parts[i].slabs[b]);
+            }
+        yk_free(parts);
+    }
+    yk_free(*places);
+    *places = NULL;
+}

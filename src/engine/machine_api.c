@@ -1,0 +1,298 @@
+/* The machine of yoke.h: measured, read, written, and kept in the user's cache. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "cpu/pack.h"
+#include "gpu/kernels.h"
+#include "src/base/env.h"
+#include "src/base/file.h"
+#include "src/base/log.h"
+#include "src/engine/auto.h"
+
+enum { MAX_FILE = 1 << 20, MAX_PATH = 4096 };
+
+void yk_machine_opts_init(yk_machine_opts *opts)
+{
+    *opts = (yk_machine_opts){.quick = true};
+}
+
+void yk_machine_close(yk_machine **machine)
+{
+    yk_free(*machine);
+    *machine = NULL;
+}
+
+bool yk_machine_is_noisy(const yk_machine *machine)
+{
+    return machine->noisy;
+}
+
+/* ---- files --------------------------------------------------------------------------------------------------------------------------- */
+
+yk_status yk_machine_load(yk_machine **out, const char *path, yk_error *err)
+{
+    char *text;
+    size_t n;
+    yk_error inner = {0};
+    *out = NULL;
+    YK_FAIL_IF(!path, err, YK_ERR_USAGE, "yk_machine_load: path is NULL");
+    YK_TRY(yk_read_file(&text, &n, path, MAX_FILE, err));
+    yk_machine *m = yk_alloc(YK_MEM_PLAN, 1, sizeof *m);
+    yk_status st = m ? yk_machine_read(m, text, n, &inner) : yk_fail_memory(&inner, sizeof *m, "a machine");
+    yk_free(text);
+    if (st != YK_OK) {
+        yk_machine_close(&m);
+        return st == YK_ERR_INPUT ? yk_fail(err, st, "%.200s: %s", path, inner.text) : yk_fail(err, st, "%s", inner.text);
+    }
+    *out = m;
+    return YK_OK;
+}
+
+static uint64_t hash_text(uint64_t h, const char *s)
+{
+    do
+        h = (h ^ (unsigned char)*s) * 0x100000001b3u;
+    while (*s++);
+    return h;
+}
+
+/* What must be the same for a measurement to hold: CPU, its use, the devices that are there, and this build. */
+static yk_status cache_path(char *path, size_t capacity, const char *cpu, const char *isa, uint32_t threads,
+                            const char *null_options, yk_error *err)
+{
+    uint32_t n;
+    int len;
+    char number[16];
+    const char *cache = yk_env_cache_home(), *home = yk_env_home();
+    yk_device_info *list = yk_alloc(YK_MEM_RUNTIME, YK_DEVICE_LIST, sizeof *list);
+    if (!list)
+        return yk_fail_memory(err, YK_DEVICE_LIST * sizeof *list, "the list of devices");
+    const yk_status st = yk_device_list(list, YK_DEVICE_LIST, &n, null_options, err);
+    snprintf(number, sizeof number, "%u", threads);
+    uint64_t h = hash_text(hash_text(hash_text(hash_text(0xcbf29ce484222325u, cpu), isa), number), yk_version());
+    for (uint32_t i = 0; st == YK_OK && i < n && i < YK_DEVICE_LIST; i++)
+        if (list[i].usable)
+            h = hash_text(hash_text(hash_text(h, list[i].name), list[i].description), list[i].driver);
+    yk_free(list);
+    YK_TRY(st);
+    if (cache && *cache == '/') /* a relative one is to be ignored: XDG base directory specification */
+        len = snprintf(path, capacity, "%s/yoke/machine-%016" PRIx64 ".json", cache, h);
+    else if (home && *home)
+        len = snprintf(path, capacity, "%s/.cache/yoke/machine-%016" PRIx64 ".json", home, h);
+    else
+        return yk_fail(err, YK_ERR_RUNTIME, "no place for the machine's measurement: neither XDG_CACHE_HOME nor HOME is set");
+    YK_FAIL_IF(len < 0 || (size_t)len >= capacity, err, YK_ERR_RUNTIME, "the path of the user's cache folder is too long");
+    return YK_OK;
+}
+
+static const char *null_options_of(const yk_machine *m)
+{
+    for (uint32_t i = 0; i < m->n_devices; i++)
+        if (strcmp(m->devices[i].backend, "null") == 0)
+            return "compute";
+    return NULL;
+}
+
+static void make_folders(char *path)
+{
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0700); /* one that is there or cannot be made is found when the file is written */
+        *slash = '/';
+    }
+}
+
+static yk_status save_to(const yk_machine *m, const char *path, yk_error *err)
+{
+    char *text;
+    size_t n;
+    yk_out_file f;
+    YK_TRY(yk_machine_write(m, &text, &n, err));
+    yk_status st = yk_out_open(&f, path, err);
+    if (st == YK_OK && fwrite(text, 1, n, f.f) != n) {
+        st = yk_fail(err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(errno));
+        yk_out_abort(&f);
+    } else if (st == YK_OK)
+        st = yk_out_commit(&f, err);
+    yk_free(text);
+    return st;
+}
+
+yk_status yk_machine_save(const yk_machine *m, const char *path, yk_error *err)
+{
+    char cache[MAX_PATH];
+    if (path)
+        return save_to(m, path, err);
+    YK_TRY(cache_path(cache, sizeof cache, m->cpu, m->isa, m->threads, null_options_of(m), err));
+    make_folders(cache);
+    return save_to(m, cache, err);
+}
+
+static void copy_text(const char *text, size_t n, char *buf, size_t capacity, size_t *n_bytes)
+{
+    if (n_bytes)
+        *n_bytes = n;
+    if (!capacity)
+        return;
+    const size_t part = n < capacity ? n : capacity - 1;
+    memcpy(buf, text, part);
+    buf[part] = 0;
+}
+
+yk_status yk_machine_cache_path(const yk_machine *m, char *buf, size_t capacity, size_t *n_bytes, yk_error *err)
+{
+    char path[MAX_PATH];
+    YK_TRY(cache_path(path, sizeof path, m->cpu, m->isa, m->threads, null_options_of(m), err));
+    copy_text(path, strlen(path), buf, capacity, n_bytes);
+    return YK_OK;
+}
+
+yk_status yk_machine_text(const yk_machine *m, char *buf, size_t capacity, size_t *n_bytes, yk_error *err)
+{
+    char *text;
+    size_t n;
+    YK_TRY(yk_machine_write(m, &text, &n, err));
+    copy_text(text, n, buf, capacity, n_bytes);
+    yk_free(text);
+    return YK_OK;
+}
+
+/* ---- measuring ------------------------------------------------------------------------------------------------------------------------ */
+
+void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape)
+{
+    if (shape->head.bytes)
+        need->types[shape->head.type] = true;
+    for (uint32_t l = 0; l < shape->n_layers; l++) {
+        const yk_shape_layer *y = &shape->layers[l];
+        for (int m = 0; m < YK_ATTN_MATS; m++)
+            if (y->attn[m].bytes)
+                need->types[y->attn[m].type] = true;
+        for (int g = 0; g < YK_PART_N; g++)
+            for (int m = 0; m < YK_PART_MATS && y->part[g].n; m++)
+                need->types[y->part[g].type[m]] = true;
+    }
+}
+
+static yk_status measure(yk_machine **out, const yk_profile_opts *need, yk_error *err)
+{
+    *out = NULL;
+    yk_machine *m = yk_alloc(YK_MEM_PLAN, 1, sizeof *m);
+    if (!m)
+        return yk_fail_memory(err, sizeof *m, "a machine");
+    const yk_status st = yk_profile(m, need, err);
+    if (st != YK_OK)
+        yk_machine_close(&m);
+    *out = m;
+    return st;
+}
+
+yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_error *err)
+{
+    yk_machine_opts defaults;
+    yk_machine_opts_init(&defaults);
+    const yk_machine_opts *o = opts ? opts : &defaults;
+    yk_profile_opts need = {.quick = o->quick, .progress = o->progress, .progress_user = o->progress_user};
+    *out = NULL;
+    YK_FAIL_IF(o->threads > YK_MAX_WORKERS, err, YK_ERR_USAGE, "threads %u is outside 1..%d", o->threads, YK_MAX_WORKERS);
+    YK_TRY(yk_engine_isa(o->isa, &need.isa, err));
+    YK_TRY(yk_engine_workers(o->threads, &need.threads, err));
+    if (o->model) {
+        yk_shape shape;
+        YK_TRY(yk_auto_shape(&shape, o->model, err));
+        yk_machine_need_types(&need, &shape);
+        yk_shape_close(&shape);
+    } else
+        need.types[YK_TYPE_Q4_K] = need.types[YK_TYPE_Q8_0] = need.types[YK_TYPE_F16] = true;
+    const bool all = !o->device || !*o->device || strcmp(o->device, "auto") == 0;
+    if (!all && strcmp(o->device, "cpu") == 0)
+        return measure(out, &need, err);
+    uint32_t n, index;
+    need.null_options = yk_device_null_options(o->device);
+    yk_device_info *list = yk_alloc(YK_MEM_RUNTIME, YK_DEVICE_LIST, sizeof *list);
+    if (!list)
+        return yk_fail_memory(err, YK_DEVICE_LIST * sizeof *list, "the list of devices");
+    yk_status st = yk_device_list(list, YK_DEVICE_LIST, &n, need.null_options, err);
+    n = n < YK_DEVICE_LIST ? n : YK_DEVICE_LIST;
+    if (st == YK_OK && !all && (st = yk_device_find(list, n, o->device, &index, err)) == YK_OK)
+        memcpy(need.devices[need.n_devices++], list[index].name, YK_DEVICE_NAME);
+    for (uint32_t i = 0; st == YK_OK && all && i < n; i++)
+        if (list[i].usable && need.n_devices < YK_MAX_DEVICES)
+            memcpy(need.devices[need.n_devices++], list[i].name, YK_DEVICE_NAME);
+    yk_free(list);
+    return st == YK_OK ? measure(out, &need, err) : st;
+}
+
+/* ---- the cache ------------------------------------------------------------------------------------------------------------------------ */
+
+static bool on_devices(uint32_t type)
+{
+    return yk_pack_has((yk_type)type) && yk_k_matvec_name((yk_type)type);
+}
+
+static bool covers(const yk_machine *m, const yk_profile_opts *need)
+{
+    const yk_ops *ops = yk_ops_get(need->isa);
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        if (need->types[t] && ops->matmul[t] && !(m->rates.product[t][0] > 0))
+            return false;
+    for (uint32_t i = 0; i < need->n_devices; i++) {
+        uint32_t k = 0;
+        while (k < m->n_devices && strcmp(m->devices[k].name, need->devices[i]) != 0)
+            k++;
+        if (k == m->n_devices)
+            return false;
+        for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+            if (need->types[t] && on_devices(t) && !(m->devices[k].rates.product[t][0] > 0))
+                return false;
+    }
+    return true;
+}
+
+static void add_known(yk_profile_opts *need, const yk_machine *m)
+{
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        need->types[t] = need->types[t] || m->rates.product[t][0] > 0;
+    for (uint32_t i = 0; i < m->n_devices; i++) {
+        uint32_t k = 0;
+        while (k < need->n_devices && strcmp(need->devices[k], m->devices[i].name) != 0)
+            k++;
+        if (k == need->n_devices && k < YK_MAX_DEVICES)
+            memcpy(need->devices[need->n_devices++], m->devices[i].name, YK_DEVICE_NAME);
+    }
+}
+
+yk_status yk_machine_cached(yk_machine **out, const yk_profile_opts *need, yk_error *err)
+{
+    char path[MAX_PATH] = "";
+    yk_cpu_info cpu;
+    yk_error ignored = {0};
+    yk_profile_opts all = *need;
+    *out = NULL;
+    YK_TRY(yk_get_cpu_info(&cpu, err));
+    cpu.name[sizeof cpu.name - 1] = 0;
+    if (cache_path(path, sizeof path, cpu.name, yk_isa_name(need->isa), need->threads, need->null_options, &ignored) != YK_OK)
+        path[0] = 0;
+    yk_machine *known = NULL;
+    if (path[0] && yk_machine_load(&known, path, &ignored) == YK_OK) {
+        if (covers(known, need)) {
+            yk_log(YK_LOG_INFO, "the machine as measured in %s", path);
+            *out = known;
+            return YK_OK;
+        }
+        add_known(&all, known);
+        yk_machine_close(&known);
+    }
+    YK_TRY(measure(out, &all, err));
+    if ((*out)->noisy)
+        yk_log(YK_LOG_INFO, "the measurement of the machine did not settle; `yoke profile` makes another");
+    if (path[0])
+        make_folders(path);
+    if (!path[0] || save_to(*out, path, &ignored) != YK_OK)
+        yk_log(YK_LOG_INFO, "the measurement of the machine is not kept: %s", ignored.text);
+    return YK_OK;
+}

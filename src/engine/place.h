@@ -1,0 +1,56 @@
+/* place.h - a plan made real: where the bytes of every matrix and cut unit are, in host memory and on the device.
+ *
+ * An engine without a device has no placement: its weights are read where the model file is mapped, each FFN part is one piece of all its units. */
+#ifndef YK_ENGINE_PLACE_H
+#define YK_ENGINE_PLACE_H
+
+#include "gpu/device.h"
+#include "partition/plan.h"
+#include "src/model/model.h"
+
+/* Consecutive intermediate units of a part that the CPU computes in one job. */
+typedef struct yk_piece {
+    uint32_t u0, n;
+} yk_piece;
+
+/* Consecutive cut units of equal size that the device computes with one launch each of gate, up, glu and down. The bytes of a unit
+ * (docs/kernels/layout.md): for every 16 units their panel of gate rows and their panel of up rows, then the tiles of its down columns for every 16 rows of
+ * the output. */
+typedef struct yk_slab {
+    uint32_t u0, unit, n_units; /* first intermediate unit, intermediate units of a cut unit, cut units */
+    uint64_t unit_bytes, up_at, down_at; /* bytes of a unit; where up and down begin in it */
+    uint64_t pair_bytes;                 /* a panel of gate and one of up */
+    const uint8_t *host; /* CG: packed bytes in host memory */
+    yk_gpu_mem dev;      /* GG */
+} yk_slab;
+
+typedef struct yk_part_place {
+    uint32_t n_pieces[YK_N_BUCKETS], n_slabs[YK_N_BUCKETS];
+    yk_piece *pieces[YK_N_BUCKETS];
+    yk_slab *slabs[YK_N_BUCKETS];
+} yk_part_place;
+
+typedef struct yk_dev_mat {
+    yk_gpu_mem mem;
+    uint64_t panel_bytes;
+} yk_dev_mat;
+
+typedef struct yk_layer_place {
+    bool attn_dev;
+    yk_dev_mat q, k, v, o;
+    yk_gpu_mem attn_norm, attn_norm_b, q_b, k_b, v_b, o_b, q_norm, k_norm, sinks, ffn_norm, ffn_norm_b;
+    yk_gpu_mem router, router_b, sh_router;
+    yk_gpu_mem gate_b, up_b, down_b; /* expert biases, where any unit is computed there */
+    yk_gpu_mem kv;
+    yk_part_place *parts; /* [experts + shared, or 1] */
+    bool cpu_part[YK_N_BUCKETS], dev_part[YK_N_BUCKETS]; /* which lanes have FFN work in a bucket */
+} yk_layer_place;
+
+
+/* Bytes of a matrix where it is placed: packed, for types that have a packed form. For yk_shape_opts. */
+uint64_t yk_place_bytes(yk_type type, uint32_t n_rows, uint32_t n_cols);
+/* Can the lane multiply with a matrix of this type? For yk_shape_opts. */
+bool yk_place_can(yk_type type, bool plain);
+void yk_places_close(yk_layer_place **places, uint32_t n_layers, uint32_t n_parts);
+
+#endif

@@ -1,0 +1,124 @@
+/* stages.h - what the slice functions share: access to a step's stages, gathering results of row slices, products. */
+#ifndef YK_ENGINE_STAGES_H
+#define YK_ENGINE_STAGES_H
+
+#include <string.h>
+
+#include "src/engine/engine.h"
+
+static inline const yk_step *yk_step_of(const yk_stage *st) { return st->arg; }
+
+static inline const yk_stage *yk_stage_get(const yk_step *step, uint32_t layer, enum yk_stage_kind kind)
+{
+    return &step->job.stages[layer * (uint32_t)YK_S_PER_LAYER + (uint32_t)kind];
+}
+
+/* Owner of the slice of a token stage that holds token t. */
+static inline uint32_t yk_token_owner(const yk_step *step, const yk_stage *st, uint32_t t)
+{
+    return yk_stage_owner(&step->job, st, t / YK_TOKEN_SLICE);
+}
+
+/* Row ranges of one matrix in a row stage. */
+typedef struct yk_rows {
+    uint32_t n_rows, per_slice, n_slices;
+} yk_rows;
+
+static inline yk_rows yk_rows_of(const yk_weight *w, uint32_t n_tokens)
+{
+    yk_rows r = {.n_rows = w->n_rows};
+    r.per_slice = yk_rows_per_slice(w->row_bytes, n_tokens, YK_ROWS_MULTIPLE);
+    r.n_slices = yk_ceil_div(w->n_rows, r.per_slice);
+    return r;
+}
+
+/* Copy row t of a buffer whose columns were computed by the row slices slice0.. of stage st: dst[n_rows] from column col0 on. */
+typedef struct yk_gather {
+    const yk_step *step;
+    const yk_stage *st;
+    const float *base;   /* [workers * n][stride] */
+    size_t n, stride;
+} yk_gather;
+
+static inline void yk_gather_row(const yk_gather *g, yk_rows rows, uint32_t slice0, uint32_t col0, uint32_t t, float *dst)
+{
+    for (uint32_t s = 0; s < rows.n_slices; s++) {
+        const uint32_t r0 = s * rows.per_slice, r1 = r0 + rows.per_slice < rows.n_rows ? r0 + rows.per_slice : rows.n_rows;
+        const size_t owner = yk_stage_owner(&g->step->job, g->st, slice0 + s);
+        memcpy(dst + r0, g->base + (owner * g->n + t) * g->stride + col0 + r0, (r1 - r0) * sizeof *dst);
+    }
+}
+
+/* Worker scratch, laid out by the stages that use it; sizes: yk_scratch_bytes in step.c. */
+typedef struct yk_scratch {
+    uint32_t *rows;   /* [max(n_tokens, n_slots)] activation row of each token or slot */
+    float *tile_a;    /* [YK_TOKEN_TILE][YK_ROWS_MAX] */
+    float *tile_b;    /* the same */
+    uint32_t *tile_rows; /* [YK_TOKEN_TILE] */
+    float *row;       /* [n_qkv] */
+    const void **k_blocks, **v_blocks; /* [max_blocks] */
+    float *scores;    /* [heads per kv head][context rounded up to 16] */
+} yk_scratch;
+
+/* Pointers into a worker's scratch; with base NULL only the size is returned. */
+size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s);
+
+static inline yk_scratch yk_scratch_of(const yk_step *step, const yk_worker *w)
+{
+    yk_scratch s;
+    yk_scratch_map(step->engine, w->scratch, &s);
+    return s;
+}
+
+/* The same rounded rows, seen from column col on (a multiple of 32). */
+static inline yk_q8 yk_q8_from(const yk_q8 *q, uint32_t col)
+{
+    return (yk_q8){q->q + col, q->scale + col / 32, q->sum + col / 16, q->n_blocks};
+}
+
+/* Rows [r0, r1) of matrix `mat`, for n tokens whose activations are rows rows[] of x and xq. */
+typedef struct yk_product {
+    const yk_weight *w;
+    uint32_t mat, r0, r1;
+    uint32_t col0, n_cols; /* columns; n_cols 0: all */
+    const float *x;
+    size_t x_stride;
+    const yk_q8 *xq;
+    const uint32_t *rows;
+    uint32_t n;
+    float *y;
+    size_t y_stride;
+} yk_product;
+
+static inline void yk_multiply(const yk_ops *ops, const yk_product *p)
+{
+    const yk_type_traits *t = yk_type_get(p->w->type);
+    const yk_q8 part = p->xq ? yk_q8_from(p->xq, p->col0) : (yk_q8){0};
+    const yk_matmul m = {
+        .w = yk_weight_row(p->w, p->mat, p->r0) + (size_t)(p->col0 / t->block_elems) * t->block_bytes,
+        .row_bytes = p->w->row_bytes,
+        .n_rows = p->r1 - p->r0,
+        .n_cols = p->n_cols ? p->n_cols : p->w->n_cols,
+        .x = p->x ? p->x + p->col0 : NULL,
+        .x_stride = p->x_stride,
+        .xq = &part,
+        .rows = p->rows,
+        .n_tokens = p->n,
+        .y = p->y,
+        .y_stride = p->y_stride,
+    };
+    ops->matmul[p->w->type](&m);
+}
+
+static inline bool yk_is_quantised(const yk_weight *w) { return w->data && yk_type_get(w->type)->quantised; }
+
+/* True when a stage's input has to be rounded for at least one of the matrices (NULL entries are skipped). */
+static inline bool yk_any_quantised(const yk_weight *const *w, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (w[i] && yk_is_quantised(w[i]))
+            return true;
+    return false;
+}
+
+#endif
