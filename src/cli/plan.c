@@ -1,0 +1,125 @@
+/* plan.c - yoke profile and yoke plan: measure the machine, and show what the planner makes of it. */
+#include "cli.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* Text of a library object whose function has the buffer rules of yoke.h; freed by the caller. */
+typedef yk_status (*text_fn)(const void *object, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
+
+static yk_status machine_text(const void *object, char *buf, size_t capacity, size_t *n_bytes, yk_error *err)
+{
+    return yk_machine_text(object, buf, capacity, n_bytes, err);
+}
+
+static yk_status plan_text(const void *object, char *buf, size_t capacity, size_t *n_bytes, yk_error *err)
+{
+    return yk_plan_text(object, buf, capacity, n_bytes, err);
+}
+
+static int print_text(text_fn fn, const void *object)
+{
+    size_t n = 0;
+    yk_error err = {0};
+    int code = YK_EXIT_OK;
+    if (fn(object, NULL, 0, &n, &err))
+        return yk_cli_fail(&err);
+    char *text = malloc(n + 1);
+    if (!text)
+        return yk_cli_no_memory(n + 1, "the text");
+    if (fn(object, text, n + 1, &n, &err))
+        code = yk_cli_fail(&err);
+    else
+        yk_cli_write(text, n, &code);
+    free(text);
+    return code;
+}
+
+/* ---- profile ----------------------------------------------------------------------------------------------------- */
+
+static int save(const yk_machine *machine, const yk_cli_opts *opts)
+{
+    yk_error err = {0};
+    char path[4096];
+    size_t n = 0;
+    if (opts->output && !strcmp(opts->output, "-"))
+        return print_text(machine_text, machine);
+    if (yk_machine_save(machine, opts->output, &err))
+        return yk_cli_fail(&err);
+    if (opts->output)
+        yk_cli_note(opts, "%s", opts->output);
+    else if (!yk_machine_cache_path(machine, path, sizeof path, &n, &err) && n < sizeof path)
+        yk_cli_note(opts, "%s: used from now on", path);
+    return YK_EXIT_OK;
+}
+
+int yk_cli_profile(yk_cli_opts *opts)
+{
+    yk_cli_session s = {0};
+    yk_machine_opts o;
+    yk_machine *machine = NULL;
+    yk_error err = {0};
+    int code = YK_EXIT_OK;
+    if (opts->model || opts->n_positional)
+        code = yk_cli_open_model(&s, opts, false);
+    yk_machine_opts_init(&o);
+    o.quick = opts->quick;
+    o.model = s.model;
+    o.device = opts->device;
+    o.threads = (uint32_t)opts->threads;
+    o.isa = opts->isa;
+    o.progress = yk_cli_progress;
+    o.progress_user = opts;
+    if (!code && yk_machine_profile(&machine, &o, &err))
+        code = yk_cli_fail(&err);
+    if (!code && yk_machine_is_noisy(machine))
+        yk_cli_note(opts, "the measurements did not settle: something else ran; try again when the machine is idle");
+    if (!code)
+        code = save(machine, opts);
+    yk_machine_close(&machine);
+    yk_cli_close(&s);
+    return code;
+}
+
+/* ---- plan -------------------------------------------------------------------------------------------------------- */
+
+int yk_cli_explain(const yk_cli_session *s, const yk_cli_opts *opts, const yk_engine_opts *o, const yk_plan *plan, FILE *out)
+{
+    size_t n = 0;
+    yk_error err = {0};
+    if (yk_plan_explain(plan, s->model, s->machine, o, NULL, 0, &n, &err))
+        return yk_cli_fail(&err);
+    char *text = malloc(n + 1);
+    if (!text)
+        return yk_cli_no_memory(n + 1, "the explanation");
+    int code = YK_EXIT_OK;
+    if (yk_plan_explain(plan, s->model, s->machine, o, text, n + 1, &n, &err))
+        code = yk_cli_fail(&err);
+    else if (out == yk_cli_out)
+        yk_cli_write(text, n, &code);
+    else if (!opts->quiet) {
+        yk_cli_progress_clear();
+        fwrite(text, 1, n, out);
+    }
+    free(text);
+    return code;
+}
+
+int yk_cli_plan(yk_cli_opts *opts)
+{
+    yk_cli_session s = {0};
+    yk_engine_opts o;
+    yk_plan *plan = NULL;
+    yk_error err = {0};
+    int code = yk_cli_open_model(&s, opts, false);
+    if (!code)
+        code = yk_cli_engine_opts(&s, opts, &o);
+    o.context = (uint32_t)opts->context;
+    o.threads = (uint32_t)opts->threads;
+    if (!code && yk_plan_make(&plan, s.machine, s.model, &o, &err))
+        code = yk_cli_fail(&err);
+    if (!code)
+        code = strcmp(opts->output, "json") ? yk_cli_explain(&s, opts, &o, plan, yk_cli_out) : print_text(plan_text, plan);
+    yk_plan_close(&plan);
+    yk_cli_close(&s);
+    return code;
+}
