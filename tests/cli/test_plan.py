@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""profile, plan, --plan, --machine, --explain and the refusal of wrong files and devices."""
+import glob
+import json
+import re
+import shutil
+
+from harness import MODEL, good, main, path, refused, yoke
+
+# The null device computes on the host and is there on every machine.
+BASE = ('run', '-q', '-m', MODEL, '--ids', '1 393', '--print-ids', '-n', '4', '--temp', '0', '-c', '64', '-ub', '16')
+PLAN = ('plan', '-q', '-m', MODEL, '--device', 'null', '-c', '64', '-ub', '16')
+
+
+def write(name, value):
+    with open(path(name), 'w') as f:
+        f.write(value if isinstance(value, str) else json.dumps(value))
+    return path(name)
+
+
+machine_text = good('profile', '-q', '--quick', '-m', MODEL, '--device', 'null', '-o', '-').out
+MACHINE = write('machine.json', machine_text)
+
+
+def changed(text, keys, value):
+    """A file with one value changed, or removed when value is None."""
+    j = json.loads(text)
+    at = j
+    for key in keys[:-1]:
+        at = at[key]
+    if value is None:
+        del at[keys[-1]]
+    else:
+        at[keys[-1]] = value
+    return write('changed.json', j)
+
+
+def test_profile():
+    j = json.loads(machine_text)
+    assert j['format'] == 1 and j['cpu']['threads'] >= 1 and j['cpu']['read_bytes_per_s'] > 1e8
+    device = j['devices'][0]
+    assert device['name'] == 'null:0' and device['same_silicon'] is True
+    for lane in (j['cpu'], device):
+        rates = lane['product_bytes_per_s']
+        assert set(rates) == {'Q4_K', 'Q5_K', 'Q6_K', 'Q8_0'}, rates
+        for row in rates.values():
+            figures = [row[b] for b in ('1', '2-4', '5-8', '9-16', '17-32')]
+            assert all(f > 1e3 for f in figures) and figures == sorted(figures, reverse=True), row
+        assert set(lane['prefill_byte_tokens_per_s']) == set(rates)
+    assert device['launch_ns'] > 0 and device['hand_off_ns'] > 0
+    assert device['link']['to_device_bytes_per_s'] > 1e6 and device['link']['to_host_bytes_per_s'] > 1e6
+    cpu = json.loads(good('profile', '-q', '--quick', '--device', 'cpu', '-t', 1, '-o', '-').out)
+    assert cpu['devices'] == [] and cpu['cpu']['threads'] == 1 and set(cpu['cpu']['product_bytes_per_s']) == {'Q4_K', 'Q8_0', 'F16'}
+
+
+def test_cache():
+    shutil.rmtree(path('cache'), ignore_errors=True)
+    first = good(*BASE, '--device', 'null').out
+    files = glob.glob(path('cache/yoke/machine-*.json'))
+    assert len(files) == 1, files
+    with open(files[0]) as f:
+        measured = f.read()
+    assert good(*BASE, '--device', 'null').out == first
+    with open(files[0]) as f:
+        assert f.read() == measured  # not measured again
+    with open(files[0], 'w') as f:
+        f.write(measured[:100])  # a damaged one is
+    good(*BASE, '--device', 'null')
+    with open(files[0]) as f:
+        assert json.loads(f.read())['devices'][0]['name'] == 'null:0'
+
+
+def test_plan():
+    text = good(*PLAN, '--machine', MACHINE).out
+    assert re.match(r'plan [0-9a-f]{16}: yoke-tiny-mixtral, 4 layers', text) and 'null:0' in text and len(text.splitlines()) <= 50, text
+    plan = good(*PLAN, '--machine', MACHINE, '-o', 'json').out
+    assert good(*PLAN, '--machine', MACHINE, '-o', 'json').out == plan  # the same input, the same plan
+    file = write('plan.json', plan)
+    expected = good(*BASE, '--device', 'cpu').out
+    assert good(*BASE, '--plan', file).out == expected
+    r = good(*[a for a in BASE if a != '-q'], '--plan', file)
+    assert re.search(r' on cpu \+ null:0, .*null:0 is the CPU itself', r.err), r
+    explained = good(*[a for a in BASE if a != '-q'], '--plan', file, '--explain')
+    assert explained.out == expected and text.splitlines()[0] in explained.err, explained
+    whole = good(*[a for a in BASE if a != '-q'], '--device', 'null', '--no-auto-partition')
+    assert whole.out == expected and 'everything on null:0' in whole.err, whole
+    refused(4, ['null:0', 'budget of 4194304'], *BASE, '--device', 'null', '--no-auto-partition', '--vram-budget', '4M')
+    small = good(*[a for a in BASE if a != '-q'], '--device', 'null', '--machine', MACHINE, '--vram-budget', '64K')
+    assert small.out == expected and 'CPU only: the budget of null:0' in small.err, small
+
+
+def test_wrong_plans():
+    plan = good(*PLAN, '--machine', MACHINE, '-o', 'json').out
+    slices = json.loads(plan)['layers'][1]['slices']
+    for keys, value, words in (
+            (['layers'], None, ['plan.layers: is missing']),
+            (['layers'], json.loads(plan)['layers'][:2], ['plan.layers', 'the model has 4']),
+            (['layers', 1, 'slices'], slices + slices[:1], ['plan.layers[1].slices[%d].units' % len(slices), 'already']),
+            (['layers', 1, 'slices'], slices[1:], ['plan.layers[1].slices', 'in no slice']),
+            (['layers', 1, 'attn_home'], 'cuda:9', ['cuda:9']),
+            (['model', 'id'], '0123456789abcdef', ['plan.model.id', 'make a new plan']),
+            (['format'], 99, ['plan.format'])):
+        file = changed(plan, keys, value)
+        r = yoke(*BASE, '--plan', file)
+        assert r.code == 3 and r.bytes == b'' and r.err.count('\n') == 1, r
+        for word in words:
+            assert word in r.err, (word, r)
+    refused(3, [path('changed.json'), 'plan'], *BASE, '--plan', write('changed.json', plan[:200]))
+    refused(3, ['plan.memory.null:0', 'budget of 65536'], *BASE, '--plan', write('plan.json', plan), '--vram-budget', '64K')
+    refused(3, [path('absent.json')], *BASE, '--plan', path('absent.json'))
+    refused(3, ['plan.layers'], 'perplexity', '-m', MODEL, '-f', MODEL, '-c', 64, '--chunks', 1, '--plan', changed(plan, ['layers'], None))
+
+
+def test_wrong_machines():
+    for keys, value, word in (
+            (['cpu', 'threads'], 0, 'machine.cpu.threads'),
+            (['cpu'], None, 'machine.cpu: is missing'),
+            (['devices', 0, 'name'], 'null', 'machine.devices[0].name'),
+            (['devices', 0, 'link', 'to_device_bytes_per_s'], -1, 'machine.devices[0].link.to_device_bytes_per_s'),
+            (['cpu', 'product_bytes_per_s', 'Q4_K', '1'], 1e14, 'machine.cpu.product_bytes_per_s.Q4_K.1')):
+        file = changed(machine_text, keys, value)
+        for command in (PLAN, BASE):
+            refused(3, [file, word], *command, '--machine', file)
+    refused(3, ['directory'], *PLAN, '--machine', path('.'))
+
+
+def test_devices_that_are_not_there():
+    for name, word in (('floppy', 'unknown backend'), ('null:7', 'null has 1'), ('opencl:x', 'opencl:x'), ('cuda:99', 'cuda:99')):
+        refused(2, [name, word], *BASE, '--device', name)
+        refused(2, [name, word], *PLAN[:4], '--device', name)
+        refused(2, [name, word], 'profile', '--quick', '--device', name, '-o', path('x'))
+    j = json.loads(good('devices', '-o', 'json').out)
+    for d in j['devices'][1:]:
+        assert d['usable'] or d['why'], d
+    assert {'cuda', 'opencl', 'null'} == {d['backend'] for d in j['devices'][1:]}
+
+
+main(globals())
