@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -11,7 +13,7 @@
 yk_status yk_map_open(yk_map *map, const char *path, yk_error *err)
 {
     *map = (yk_map){0};
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO is refused below, not waited for */
     YK_FAIL_IF(fd < 0, err, YK_ERR_INPUT, "%s: %s", path, strerror(errno));
     struct stat st;
     if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
@@ -91,9 +93,30 @@ yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t m
     return st;
 }
 
+/* Where the file of `path` is put: *real is the target of a link, so that the link stays. *direct: no regular file but a device or
+ * a pipe, which a rename would destroy (/dev/null, /dev/stdout). */
+static yk_status out_target(const char *path, char *buf, const char **real, bool *direct, yk_error *err)
+{
+    struct stat st;
+    *real = path;
+    *direct = false;
+    if (lstat(path, &st) != 0)
+        return YK_OK; /* a new file; what hinders it is found when it is opened */
+    if (S_ISLNK(st.st_mode) && realpath(path, buf))
+        *real = buf;
+    const bool link = S_ISLNK(st.st_mode) && *real == path; /* to nothing, or to a pipe, which has no path */
+    YK_FAIL_IF(stat(path, &st) != 0, err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(errno));
+    YK_FAIL_IF(S_ISDIR(st.st_mode), err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(EISDIR));
+    *direct = link || !S_ISREG(st.st_mode);
+    return YK_OK;
+}
+
 yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err)
 {
+    char buf[PATH_MAX];
+    bool direct;
     *out = (yk_out_file){0};
+    YK_TRY(out_target(path, buf, &path, &direct, err));
     const size_t n = strlen(path);
     out->path = yk_strndup(YK_MEM_RUNTIME, path, n);
     out->tmp_path = yk_alloc(YK_MEM_RUNTIME, n + 32, 1);
@@ -102,7 +125,11 @@ yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err)
         return yk_fail_memory(err, n + 32, path);
     }
     snprintf(out->tmp_path, n + 32, "%s.tmp-%ld", path, (long)getpid());
-    out->f = fopen(out->tmp_path, "wbe");
+    if (direct) {
+        yk_free(out->tmp_path);
+        out->tmp_path = NULL;
+    }
+    out->f = fopen(direct ? path : out->tmp_path, "wbe");
     if (!out->f) {
         const int e = errno;
         yk_free(out->tmp_path);
@@ -115,14 +142,14 @@ yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err)
 
 yk_status yk_out_commit(yk_out_file *out, yk_error *err)
 {
-    const bool ok = fflush(out->f) == 0 && fsync(fileno(out->f)) == 0;
+    const bool ok = fflush(out->f) == 0 && (!out->tmp_path || fsync(fileno(out->f)) == 0);
     int e = errno;
     const bool closed = fclose(out->f) == 0;
     if (ok && !closed)
         e = errno;
     out->f = NULL;
     if (ok && closed) {
-        if (rename(out->tmp_path, out->path) == 0) {
+        if (!out->tmp_path || rename(out->tmp_path, out->path) == 0) {
             yk_free(out->tmp_path);
             yk_free(out->path);
             *out = (yk_out_file){0};

@@ -21,7 +21,8 @@ void yk_map_release(const void *p, uint64_t bytes);
 /* Read a whole file of at most max_bytes; *out is NUL-terminated, from yk_alloc. path "-" reads standard input. */
 yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t max_bytes, yk_error *err);
 
-/* An output file: written to PATH.tmp-PID beside it, renamed by commit. Abort (or close without commit) removes it. */
+/* An output file: written to PATH.tmp-PID beside it, renamed by commit. Abort (or close without commit) removes it. A link stays and
+ * its target is written; a device or a pipe is written directly (tmp_path is NULL). */
 typedef struct yk_out_file {
     FILE *f;
     char *path, *tmp_path;

@@ -184,6 +184,9 @@ void yk_cli_progress_clear(void)
 
 /* ---- files and output -------------------------------------------------------------------------------------------- */
 
+/* More text than any context takes: /dev/zero and the like end here and not when the memory is full. */
+enum { MAX_TEXT_BYTES = 1 << 30 };
+
 static int read_stream(FILE *file, const char *name, char **data, size_t *n_bytes)
 {
     size_t capacity = 1 << 16, n = 0;
@@ -192,6 +195,10 @@ static int read_stream(FILE *file, const char *name, char **data, size_t *n_byte
         n += fread(buf + n, 1, capacity - n - 1, file);
         if (n < capacity - 1)
             break;
+        if (capacity >= MAX_TEXT_BYTES) {
+            free(buf);
+            return yk_cli_error(YK_EXIT_INPUT, "%s: a text of more than %d bytes; give a shorter one", name, MAX_TEXT_BYTES - 2);
+        }
         capacity *= 2;
         char *more = realloc(buf, capacity);
         if (!more)

@@ -1,5 +1,6 @@
 /* main.c - the table of subcommands, and what `yoke` does without one. */
 #include "cli.h"
+#include <fcntl.h>
 #include <string.h>
 
 static const yk_cli_command commands[] = {
@@ -104,9 +105,18 @@ static int run_command(const yk_cli_command *command, int argc, char **argv)
     return code;
 }
 
+/* A standard descriptor that is closed would be given to the next file opened, and text for stdout would be written into it. */
+static void hold_standard_files(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == 0 ? O_WRONLY : O_RDONLY) != fd)
+            return;
+}
+
 int main(int argc, char **argv)
 {
     const yk_cli_command *command;
+    hold_standard_files();
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is seen as EPIPE and ends the program quietly */
     if (!yk_cli_open_output()) {
         fputs("yoke: not enough memory\n", stderr);

@@ -2,14 +2,17 @@
 #include "cli.h"
 #include <endian.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-/* The file of --logits. It is written under another name and appears when all steps are in it. */
+/* The file of --logits. It is written under another name and appears when all steps are in it. A device or a pipe is written
+ * directly (temporary is empty): a rename would destroy it. */
 typedef struct logits_file {
     const char *path;
-    char temporary[4112];
+    char target[PATH_MAX], temporary[PATH_MAX + 16];
     FILE *file;
     uint32_t n_vocab;
 } logits_file;
@@ -30,13 +33,30 @@ static int logits_failed(logits_file *l)
 
 static int logits_open(logits_file *l, const char *path, uint32_t n_vocab)
 {
-    int n = snprintf(l->temporary, sizeof l->temporary, "%s.%d.tmp", path, (int)getpid());
+    struct stat st;
     l->path = path;
     l->n_vocab = n_vocab;
+    if (!lstat(path, &st)) {
+        if (S_ISLNK(st.st_mode) && realpath(path, l->target))
+            l->path = l->target; /* the link stays */
+        bool link = S_ISLNK(st.st_mode) && l->path == path;
+        if (stat(path, &st))
+            return logits_failed(l);
+        if (S_ISDIR(st.st_mode)) {
+            errno = EISDIR;
+            return logits_failed(l);
+        }
+        if (link || !S_ISREG(st.st_mode)) {
+            l->file = fopen(path, "wb");
+            return l->file ? YK_EXIT_OK : logits_failed(l);
+        }
+    }
+    int n = snprintf(l->temporary, sizeof l->temporary, "%s.%d.tmp", l->path, (int)getpid());
     if (n < 0 || (size_t)n >= sizeof l->temporary) {
         errno = ENAMETOOLONG;
         return logits_failed(l);
     }
+    unlink(l->temporary); /* left behind by a killed process that had the same number, as in containers */
     l->file = fopen(l->temporary, "wbx");
     return l->file ? YK_EXIT_OK : logits_failed(l);
 }
@@ -63,7 +83,7 @@ static int logits_close(logits_file *l, int code)
         return code;
     bool failed = fclose(l->file) != 0;
     l->file = NULL;
-    if (!code && (failed || rename(l->temporary, l->path)))
+    if (!code && (failed || (l->temporary[0] && rename(l->temporary, l->path))))
         code = logits_failed(l);
     if (code)
         unlink(l->temporary);

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+enum { MAX_LAST_N = 1 << 20 };
+
 #define SHIPPED_MODEL "yoke-tiny-mixtral-q4_k_m.gguf"
 
 /* Look for the model that comes with yoke: beside the program as it lies in a build folder or an installed tree, then in the
@@ -137,7 +139,9 @@ int yk_cli_open_sampler(yk_cli_session *s, const yk_cli_opts *opts)
     sampler_opts.repeat_penalty = (float)opts->repeat_penalty;
     sampler_opts.frequency_penalty = (float)opts->frequency_penalty;
     sampler_opts.presence_penalty = (float)opts->presence_penalty;
-    sampler_opts.penalty_last_n = opts->repeat_last_n < 0 ? s->stats.context : (uint32_t)opts->repeat_last_n;
+    sampler_opts.penalty_last_n = (uint32_t)opts->repeat_last_n;
+    if (opts->repeat_last_n < 0) /* the context, or as much of it as a sampler looks back */
+        sampler_opts.penalty_last_n = s->stats.context < MAX_LAST_N ? s->stats.context : MAX_LAST_N;
     sampler_opts.seed = opts->seed < 0 ? yk_cli_random() >> 11 : (uint64_t)opts->seed; /* 53 bits: -s takes it back */
     if (opts->verbose)
         yk_cli_note(opts, "seed %llu", (unsigned long long)sampler_opts.seed);

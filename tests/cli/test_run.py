@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import time
@@ -110,6 +111,48 @@ def test_logits_file():
     assert os.path.getsize(file) == 0
     assert sorted(os.listdir(path('.'))).count('logits') == 1 and not [n for n in os.listdir(path('.')) if n.endswith('.tmp')]
     refused(1, ['--logits', 'no/such/folder'], 'run', '-q', '-m', MODEL, '-p', 'x', '-n', 1, '--logits', path('no/such/folder'))
+
+
+def test_logits_onto_what_is_no_file():
+    """A device or pipe is written and stays what it is; a link stays and its target is written; a killed run is in nobody's way."""
+    args = [PROGRAM, 'run', '-q', '-m', MODEL, '--ids', '1', '-n', '2', '--ignore-eos']
+    size = 2 * N_VOCAB * 4
+    os.mkfifo(path('fifo'))
+    with subprocess.Popen(['cat', path('fifo')], stdout=subprocess.PIPE) as reader:
+        subprocess.run([*args, '--logits', path('fifo')], stdout=subprocess.DEVNULL, check=True)
+        assert len(reader.communicate(timeout=20)[0]) == size
+    assert stat.S_ISFIFO(os.lstat(path('fifo')).st_mode)
+    os.symlink('aim', path('link'))
+    r = subprocess.run([*args, '--logits', path('link')], capture_output=True)
+    assert r.returncode == 1 and not os.path.exists(path('aim')), r
+    open(path('aim'), 'w').close()
+    subprocess.run([*args, '--logits', path('link')], stdout=subprocess.DEVNULL, check=True)
+    assert os.path.islink(path('link')) and os.path.getsize(path('aim')) == size
+    refused(1, ['directory'], 'run', '-q', '-m', MODEL, '--ids', '1', '-n', 1, '--logits', path('.'))
+    stale = 'echo old >"$0.$$.tmp"; exec "$@"'
+    subprocess.run(['bash', '-c', stale, path('stale'), *args, '--logits', path('stale')], stdout=subprocess.DEVNULL, check=True)
+    assert os.path.getsize(path('stale')) == size
+
+
+def test_closed_standard_files():
+    """Text and messages never end up in a file that was given the number of a closed descriptor."""
+    for close in ('>&-', '2>&-', '<&-', '<&- >&- 2>&-'):
+        subprocess.run(['bash', '-c', 'exec "$@" ' + close, 'bash', PROGRAM, 'run', '-v', '-m', MODEL, '--ids', '1', '-n', '2', '--ignore-eos',
+                        '--logits', path('closed')], capture_output=True)
+        assert not os.path.exists(path('closed')) or os.path.getsize(path('closed')) == 2 * N_VOCAB * 4, close
+        assert ('>&-' in close.split()) == (not os.path.exists(path('closed'))), close
+        if os.path.exists(path('closed')):
+            os.remove(path('closed'))
+
+
+def test_input_that_never_ends():
+    os.mkfifo(path('model-fifo'))
+    refused(3, ['regular file'], 'run', '-m', path('model-fifo'), timeout=20)
+    refused(3, ['/dev/zero', 'bytes'], 'run', '-m', MODEL, '-f', '/dev/zero')
+
+
+def test_penalties_over_a_large_context():
+    assert greedy('--ids', '1', '-n', 2, '-c', 1100000, '--repeat-last-n', -1, '--print-ids').out.split()
 
 
 def test_trace():

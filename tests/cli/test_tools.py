@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import stat
+import subprocess
 
 from harness import MODEL, SOURCE, good, main, path, refused
 
@@ -127,6 +129,10 @@ def test_synth():
     refused(2, ['-o FILE'], 'synth', 'llama-1b', 'Q4_0')
     refused(2, ['one too many'], 'synth', 'llama-1b', 'Q4_0', '--type', 'F16', '-o', path('x'))
     refused(1, ['no/such'], 'synth', 'llama-1b', 'Q4_0', '--layers', 1, '-o', path('no/such/file'))
+    os.mkfifo(path('fifo'))
+    with subprocess.Popen(['cat', path('fifo')], stdout=subprocess.DEVNULL):
+        refused(1, ['fifo'], 'synth', 'llama-1b', 'Q4_0', '--layers', 1, '-o', path('fifo'))
+    assert stat.S_ISFIFO(os.lstat(path('fifo')).st_mode)
     file = path('small.gguf')
     good('synth', 'llama-1b', '--type', 'Q4_0', '--layers', 1, '-o', file)
     info = json.loads(good('inspect', file, '-o', 'json').out)['info']
