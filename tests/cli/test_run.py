@@ -118,9 +118,9 @@ def test_logits_onto_what_is_no_file():
     args = [PROGRAM, 'run', '-q', '-m', MODEL, '--ids', '1', '-n', '2', '--ignore-eos']
     size = 2 * N_VOCAB * 4
     os.mkfifo(path('fifo'))
-    with subprocess.Popen(['cat', path('fifo')], stdout=subprocess.PIPE) as reader:
+    with subprocess.Popen(['timeout', '20', 'cat', path('fifo')], stdout=subprocess.PIPE) as reader:
         subprocess.run([*args, '--logits', path('fifo')], stdout=subprocess.DEVNULL, check=True)
-        assert len(reader.communicate(timeout=20)[0]) == size
+        assert len(reader.communicate()[0]) == size
     assert stat.S_ISFIFO(os.lstat(path('fifo')).st_mode)
     os.symlink('aim', path('link'))
     r = subprocess.run([*args, '--logits', path('link')], capture_output=True)

@@ -130,7 +130,7 @@ def test_synth():
     refused(2, ['one too many'], 'synth', 'llama-1b', 'Q4_0', '--type', 'F16', '-o', path('x'))
     refused(1, ['no/such'], 'synth', 'llama-1b', 'Q4_0', '--layers', 1, '-o', path('no/such/file'))
     os.mkfifo(path('fifo'))
-    with subprocess.Popen(['cat', path('fifo')], stdout=subprocess.DEVNULL):
+    with subprocess.Popen(['timeout', '20', 'cat', path('fifo')], stdout=subprocess.DEVNULL):
         refused(1, ['fifo'], 'synth', 'llama-1b', 'Q4_0', '--layers', 1, '-o', path('fifo'))
     assert stat.S_ISFIFO(os.lstat(path('fifo')).st_mode)
     file = path('small.gguf')
