@@ -43,6 +43,7 @@ typedef struct yk_matmul {
 typedef struct yk_matmul_packed {
     const uint8_t *w;      /* first panel, 64-byte aligned */
     uint64_t panel_bytes;  /* distance of panels, a multiple of 64; a panel itself has yk_panel_bytes(type, n_cols) */
+    uint64_t tile_stride;  /* distance of a panel's tiles, a multiple of 64; 0: they follow each other */
     uint32_t n_rows;       /* rows to compute, from the first row of the first panel on; the last panel may be used in part */
     uint32_t n_cols;       /* a multiple of the type's block */
     const float *x;        /* as in yk_matmul, down to y_stride */

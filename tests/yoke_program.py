@@ -20,8 +20,10 @@ def skip(reason):
 
 
 class Yoke:
-    def __init__(self, program):
-        self.program = program
+    """engine: flags for every command that computes."""
+
+    def __init__(self, program, engine=()):
+        self.program, self.engine = program, engine
         self.folder = tempfile.TemporaryDirectory(prefix='yoke-test-')
 
     def path(self, name):
@@ -29,7 +31,8 @@ class Yoke:
 
     def call(self, *args, timeout=600, env=None):
         """(exit code, stdout, stderr) as bytes; a signal is a negative code."""
-        r = subprocess.run([self.program, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
+        more = self.engine if args[0] in ('run', 'perplexity') else ()
+        r = subprocess.run([self.program, *map(str, args), *more], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout,
                            env={**os.environ, **(env or {})})
         return r.returncode, r.stdout, r.stderr
 

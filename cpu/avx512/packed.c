@@ -394,7 +394,7 @@ static void panel_groups(const yk_matmul_packed *m, yk_type type, const steps *s
                 for (uint32_t p = 0; p < panels; p++)
                     st->single[g->n](&(step){w + p, cols, c, g, y + p, i == 0});
         }
-        const uint32_t bytes = yk_tile_of(type, cols).bytes;
+        const uint64_t bytes = m->tile_stride ? m->tile_stride : yk_tile_of(type, cols).bytes;
         w[0] += bytes, w[1] += bytes;
     }
 }

@@ -216,7 +216,7 @@ YK_INLINE void matmul_packed(const yk_matmul_packed *m, const kind *k)
                 } else {
                     tile_floats(k->type, w, cols, c, &p);
                 }
-                w += yk_tile_of(k->type, cols).bytes;
+                w += m->tile_stride ? m->tile_stride : yk_tile_of(k->type, cols).bytes;
             }
             for (uint32_t t = 0; t < p.n; t++)
                 memcpy(m->y + (t0 + t) * m->y_stride + r, p.y[t], n * sizeof(float));

@@ -200,6 +200,7 @@ typedef struct yk_engine_opts {
     const char *isa;            /* highest instruction set to use: "ref", "avx2", ...; NULL: the best there is */
     yk_progress_fn progress;
     void *progress_user;
+    bool no_repack;             /* compute from the weights as the file has them (mapped, slower) instead of a packed copy in memory */
     const char *trace_path;     /* file for a timeline of the lanes (Chrome trace format), written by yk_engine_close; NULL: none */
 } yk_engine_opts;
 

@@ -46,7 +46,7 @@ typedef struct yk_cli_opts {
     int64_t threads, context, batch, ubatch;
     const char *device, *isa, *cache_k, *cache_v;
     uint64_t vram_budget;
-    bool auto_partition, explain, quick;
+    bool auto_partition, explain, quick, no_repack;
     const char *plan, *machine; /* files */
     /* text in */
     const char *prompt, *prompt_file, *ids, *system;

@@ -83,6 +83,8 @@ static const yk_flag table[] = {
      .help = "plan by this measurement (default: the user's, made when there is none)"},
     {ENGINE, "--plan", "FILE", YK_FLAG_TEXT, AT(plan), .help = "run this plan instead of making one"},
     {ENGINE, "--explain", NULL, YK_FLAG_ON, AT(explain), .help = "say on stderr what runs where and why, one screen"},
+    {ENGINE, "--no-repack", NULL, YK_FLAG_ON, AT(no_repack),
+     .help = "compute from the file's pages instead of a packed copy in memory: slower, less memory"},
     {PLANNED | YK_CMD_PROFILE, "--isa", "NAME", YK_FLAG_TEXT, AT(isa),
      .help = "highest instruction set to use, ref for plain C (default: the best there is)"},
 

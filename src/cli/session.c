@@ -76,6 +76,7 @@ int yk_cli_engine_opts(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opt
     out->vram_budget_bytes = opts->vram_budget;
     out->device = opts->device;
     out->isa = opts->isa;
+    out->no_repack = opts->no_repack;
     out->machine = s->machine;
     out->plan = s->plan;
     out->kv_type = strcmp(opts->cache_k, "f32") ? YK_KV_F16 : YK_KV_F32;

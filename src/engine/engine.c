@@ -9,6 +9,7 @@
 #include "src/base/log.h"
 #include "src/engine/auto.h"
 #include "src/engine/lane.h"
+#include "src/engine/packing.h"
 #include "src/engine/rope.h"
 #include "src/engine/stages.h"
 #include "src/engine/trace.h"
@@ -317,16 +318,17 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
     e->virtual_worker = n_workers;
     YK_TRY(open_memory(e, yk_engine_kv_blocks(e, o), n_workers + (e->lane ? 1 : 0), err));
     yk_rope_table(e->model, e->context, e->rope_cs);
+    const yk_pool_opts po = {.n_workers = n_workers, .scratch_bytes = yk_scratch_map(e, NULL, NULL), .pin = true};
+    YK_TRY(yk_pool_open(&e->pool, &po, err));
     e->weight_bytes_per_token = token_bytes(e->model);
     snprintf(e->plan_id, sizeof e->plan_id, "cpu-only");
     if (e->lane)
         YK_TRY(place_on_device(e, plan, o, err));
     else if (plan)
         YK_TRY(check_plan(e, plan, o, err));
+    YK_TRY(yk_engine_pack(e, o, err));
     for (uint32_t i = 0; i < YK_N_STEPS; i++)
         YK_TRY(yk_step_open(&e->steps[i], e, err));
-    const yk_pool_opts po = {.n_workers = n_workers, .scratch_bytes = yk_scratch_map(e, NULL, NULL), .pin = true};
-    YK_TRY(yk_pool_open(&e->pool, &po, err));
     if (e->trace)
         yk_pool_watch(e->pool, yk_trace_stage, e);
     return YK_OK;
@@ -390,6 +392,9 @@ void yk_engine_close(yk_engine **engine)
     yk_kv_close(&e->kv);
     yk_arena_close(&e->act);
     yk_arena_close(&e->packed);
+    yk_arena_close(&e->weights);
+    yk_free(e->mats);
+    yk_free(e->parts);
     yk_free(e);
     *engine = NULL;
 }

@@ -177,9 +177,13 @@ struct yk_engine {
     yk_gpulane *lane;          /* GPU lane, or NULL */
     yk_trace *trace;           /* timeline, or NULL */
     uint32_t virtual_worker; /* the device's rows in the buffers: one behind the pool's */
-    yk_arena packed;        /* host memory of slices that are copied to the device */
+    yk_arena packed;        /* packed slices of the FFN that a plan keeps on the host */
     bool head_dev;          /* the output matrix is on the device */
-    yk_layer_place *places; /* [n_layers], or NULL: everything on the CPU, from the mapped file */
+    yk_layer_place *places; /* [n_layers], or NULL: everything on the CPU */
+    yk_arena weights;       /* what the following point to: packed weights that only the CPU reads */
+    yk_packed *mats;        /* [n_layers][YK_W_N]; NULL: nothing is packed */
+    yk_packed head;
+    yk_whole_part *parts;   /* [n_layers][d.n_parts]; NULL with a placement, or when nothing is packed */
     yk_step steps[YK_N_STEPS];
     uint32_t next_step;
     float *rope_cs;         /* [context][n_rot/2][2] */

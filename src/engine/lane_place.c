@@ -4,7 +4,9 @@
 #include <string.h>
 
 #include "cpu/pack.h"
+#include "src/base/log.h"
 #include "src/engine/lane.h"
+#include "src/engine/packing.h"
 #include "src/engine/stages.h"
 
 typedef struct placer {
@@ -16,25 +18,16 @@ typedef struct placer {
     uint8_t *pack; /* room for the largest thing that is packed for the device */
     uint64_t pack_bytes;
     uint64_t max_slab; /* CG */
-    yk_progress_fn progress;
-    void *progress_user;
-    uint64_t done, total;
+    bool pack_cc;      /* slices that only the CPU computes are packed too */
+    yk_packer *packer;
     uint64_t *count; /* not NULL: activations are counted here instead of taken */
 } placer;
-
-static yk_status tell(placer *p, uint64_t bytes)
-{
-    p->done += bytes;
-    if (p->progress && !p->progress(p->progress_user, "placing weights", p->done < p->total ? p->done : p->total, p->total))
-        return yk_fail(p->err, YK_ERR_CANCELLED, "cancelled while placing weights");
-    return YK_OK;
-}
 
 static yk_status upload(placer *p, yk_gpu_mem to, const void *from, uint64_t bytes)
 {
     YK_TRY(yk_gpulane_check(p->l, p->l->t->copy_to_device(p->l->up, to, from, bytes), "a copy to the device", p->err));
     YK_TRY(yk_gpulane_check(p->l, p->l->t->stream_sync(p->l->up), "a copy to the device", p->err));
-    return tell(p, bytes);
+    return YK_OK;
 }
 
 static yk_status put_vector(placer *p, const float *v, uint64_t n, yk_gpu_mem *out)
@@ -68,24 +61,11 @@ static yk_status need_packed(const placer *p, const yk_weight *w, const char *wh
     return YK_OK;
 }
 
-static bool in_file(const yk_model *m, const uint8_t *p, uint64_t bytes)
-{
-    for (uint32_t i = 0; i < m->gguf.n_files; i++) {
-        const yk_map *map = &m->gguf.maps[i];
-        if (map->data && p >= map->data && p + bytes <= map->data + map->size)
-            return true;
-    }
-    return false;
-}
-
-/* The file's pages of a matrix that now lives elsewhere. Weights that the model holds in memory of its own (copies of tensors that
- * were not aligned) stay: releasing that would lose them, and the next engine of the model reads them again. */
+/* The file's pages of a matrix that now lives elsewhere. */
 static void release(const placer *p, const yk_weight *w)
 {
-    const uint64_t bytes = w->row_bytes * w->n_rows;
     for (uint32_t i = 0; w->data && i < w->n_mats; i++)
-        if (in_file(p->e->model, yk_weight_row(w, i, 0), bytes))
-            yk_map_release(yk_weight_row(w, i, 0), bytes);
+        yk_pack_release(p->e->model, w, i, 0, w->n_rows);
 }
 
 static yk_status put_matrix(placer *p, const yk_weight *w, const char *what, uint32_t layer, yk_dev_mat *out)
@@ -93,13 +73,15 @@ static yk_status put_matrix(placer *p, const yk_weight *w, const char *what, uin
     YK_TRY(need_packed(p, w, what, layer));
     const uint64_t bytes = yk_packed_bytes(w->type, w->n_rows, w->n_cols);
     YK_TRY(pack_room(p, bytes));
-    yk_pack(w->type, yk_weight_row(w, 0, 0), w->row_bytes, w->n_rows, 0, w->n_cols, p->pack);
+    p->packer->keep_source = w->data == p->e->model->token_embd.data; /* a tied head: rows are still read as embeddings */
+    yk_status st = yk_packer_add_matrix(p->packer, w, p->pack, p->err);
+    if (st == YK_OK)
+        st = yk_packer_flush(p->packer, p->err);
+    p->packer->keep_source = false;
+    YK_TRY(st);
     out->panel_bytes = yk_panel_bytes(w->type, w->n_cols);
     YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &out->mem, p->err));
-    YK_TRY(upload(p, out->mem, p->pack, bytes));
-    if (w->data != p->e->model->token_embd.data) /* a tied head: rows are still read as embeddings */
-        release(p, w);
-    return YK_OK;
+    return upload(p, out->mem, p->pack, bytes);
 }
 
 /* Router and shared gate: plain rows. */
@@ -149,43 +131,11 @@ static yk_status place_attention(placer *p, uint32_t layer)
 
 /* ---- FFN --------------------------------------------------------------------------------------------------------------------------------- */
 
-typedef struct ffn_part {
-    const yk_weight *gate, *up, *down;
-    uint32_t mat, index; /* index in places[].parts */
-    const yk_cut *cut;
-} ffn_part;
-
-static ffn_part part_of_slice(const placer *p, uint32_t layer, const yk_slice *s)
+static yk_ffn_part part_of_slice(const placer *p, uint32_t layer, const yk_slice *s, uint32_t *index)
 {
     const yk_layer *w = &p->e->model->layers[layer];
-    const yk_cut *cut = &p->shape->layers[layer].part[s->group].cut;
-    if (s->group == YK_PART_SHEXP)
-        return (ffn_part){&w->sh_gate, &w->sh_up, &w->sh_down, 0, w->gate.n_mats, cut};
-    return (ffn_part){&w->gate, &w->up, &w->down, s->expert, s->expert, cut};
-}
-
-static yk_slab slab_of(const ffn_part *f, uint32_t unit0, uint32_t units)
-{
-    yk_slab s = {.u0 = yk_cut_first(f->cut, unit0), .unit = yk_cut_size(f->cut, unit0), .n_units = units};
-    s.up_at = yk_panel_bytes(f->gate->type, f->gate->n_cols);
-    s.pair_bytes = s.up_at + yk_panel_bytes(f->up->type, f->up->n_cols);
-    s.down_at = s.pair_bytes * yk_ceil_div(s.unit, YK_TILE_ROWS);
-    s.unit_bytes = s.down_at + yk_packed_bytes(f->down->type, f->down->n_rows, s.unit);
-    return s;
-}
-
-static void pack_slab(const ffn_part *f, const yk_slab *s, uint8_t *out)
-{
-    for (uint32_t i = 0; i < s->n_units; i++, out += s->unit_bytes) {
-        const uint32_t u = s->u0 + i * s->unit;
-        for (uint32_t r = 0; r < s->unit; r += YK_TILE_ROWS) {
-            const uint32_t n = s->unit - r < YK_TILE_ROWS ? s->unit - r : YK_TILE_ROWS;
-            uint8_t *pair = out + s->pair_bytes * (r / YK_TILE_ROWS);
-            yk_pack(f->gate->type, yk_weight_row(f->gate, f->mat, u + r), f->gate->row_bytes, n, 0, f->gate->n_cols, pair);
-            yk_pack(f->up->type, yk_weight_row(f->up, f->mat, u + r), f->up->row_bytes, n, 0, f->up->n_cols, pair + s->up_at);
-        }
-        yk_pack(f->down->type, yk_weight_row(f->down, f->mat, 0), f->down->row_bytes, f->down->n_rows, u, s->unit, out + s->down_at);
-    }
+    *index = s->group == YK_PART_SHEXP ? w->gate.n_mats : s->expert;
+    return yk_ffn_part_of(w, *index);
 }
 
 static yk_status append(placer *p, void *array, uint32_t *n, size_t size, const void *item)
@@ -199,38 +149,58 @@ static yk_status append(placer *p, void *array, uint32_t *n, size_t size, const 
     return YK_OK;
 }
 
-/* One run of equal units of a slice: bytes to their home, entries in the tables of every bucket. */
-static yk_status place_run(placer *p, uint32_t layer, const yk_slice *s, uint32_t unit0, uint32_t units)
+static bool is_copied(const yk_slice *s)
 {
-    const ffn_part f = part_of_slice(p, layer, s);
-    yk_part_place *pp = &p->e->places[layer].parts[f.index];
-    yk_slab slab = slab_of(&f, unit0, units);
-    const uint64_t bytes = slab.unit_bytes * slab.n_units;
-    bool copied = false;
     for (int b = 0; b < YK_N_BUCKETS; b++)
-        copied |= s->kind[b] == YK_KIND_CG;
-    if (s->home != YK_HOST || copied) {
-        YK_TRY(need_packed(p, f.gate, "ffn_gate", layer));
-        YK_TRY(need_packed(p, f.up, "ffn_up", layer));
-        YK_TRY(need_packed(p, f.down, "ffn_down", layer));
+        if (s->kind[b] == YK_KIND_CG)
+            return true;
+    return false;
+}
+
+/* Is a slice of the host packed there? One that is copied to the device has to be. */
+static bool packs_on_host(const placer *p, const yk_ffn_part *f, const yk_slice *s)
+{
+    return s->home == YK_HOST && (is_copied(s) || (p->pack_cc && yk_ffn_can_pack(f)));
+}
+
+/* The bytes of a run to their home. */
+static yk_status place_slab(placer *p, uint32_t layer, const yk_slice *s, const yk_ffn_part *f, yk_slab *slab)
+{
+    const uint64_t bytes = slab->unit_bytes * slab->n_units;
+    if (s->home != YK_HOST || is_copied(s)) {
+        YK_TRY(need_packed(p, f->gate, "ffn_gate", layer));
+        YK_TRY(need_packed(p, f->up, "ffn_up", layer));
+        YK_TRY(need_packed(p, f->down, "ffn_down", layer));
     }
     if (s->home != YK_HOST) {
         YK_TRY(pack_room(p, bytes));
-        pack_slab(&f, &slab, p->pack);
-        YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &slab.dev, p->err));
-        YK_TRY(upload(p, slab.dev, p->pack, bytes));
-    } else if (copied) {
-        uint8_t *host = yk_arena_take(&p->e->packed, bytes, 1, 64);
-        if (!host)
-            return yk_fail_memory(p->err, bytes, "packed weights");
-        pack_slab(&f, &slab, host);
-        slab.host = host;
-        p->max_slab = bytes > p->max_slab ? bytes : p->max_slab;
-        YK_TRY(tell(p, bytes));
+        YK_TRY(yk_packer_add_slab(p->packer, f, slab, p->pack, p->err));
+        YK_TRY(yk_packer_flush(p->packer, p->err));
+        YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &slab->dev, p->err));
+        return upload(p, slab->dev, p->pack, bytes);
     }
+    if (!packs_on_host(p, f, s))
+        return YK_OK;
+    uint8_t *host = yk_arena_take(&p->e->packed, bytes, 1, 64);
+    if (!host)
+        return yk_fail_memory(p->err, bytes, "packed weights");
+    slab->host = host;
+    if (is_copied(s))
+        p->max_slab = bytes > p->max_slab ? bytes : p->max_slab;
+    return yk_packer_add_slab(p->packer, f, slab, host, p->err);
+}
+
+/* One run of equal units of a slice: bytes to their home, entries in the tables of every bucket. */
+static yk_status place_run(placer *p, uint32_t layer, const yk_slice *s, uint32_t unit0, uint32_t units)
+{
+    uint32_t index;
+    const yk_ffn_part f = part_of_slice(p, layer, s, &index);
+    yk_part_place *pp = &p->e->places[layer].parts[index];
+    yk_slab slab = yk_slab_of(&f, unit0, units);
+    YK_TRY(place_slab(p, layer, s, &f, &slab));
     for (int b = 0; b < YK_N_BUCKETS; b++) {
         if (s->kind[b] == YK_KIND_CC) {
-            const yk_piece piece = {slab.u0, slab.unit * slab.n_units};
+            const yk_piece piece = {slab.u0, yk_cut_first(&f.cut, unit0 + units) - slab.u0, slab};
             YK_TRY(append(p, &pp->pieces[b], &pp->n_pieces[b], sizeof piece, &piece));
             p->e->places[layer].cpu_part[b] = true;
         } else {
@@ -397,23 +367,21 @@ static yk_status place_head(placer *p)
     return YK_OK;
 }
 
-/* Bytes of all CG slices in the packed form, and what will be placed at all. */
+/* Bytes of all slices that are packed on the host; what goes to the device is added to its arena's expectation and to the total. */
 static uint64_t count_bytes(placer *p)
 {
     uint64_t packed = 0;
     for (uint32_t layer = 0; layer < p->plan->n_layers; layer++)
         for (uint32_t i = 0; i < p->plan->layers[layer].n_slices; i++) {
             const yk_slice *s = &p->plan->layers[layer].slices[i];
-            const ffn_part f = part_of_slice(p, layer, s);
-            bool copied = false;
-            for (int b = 0; b < YK_N_BUCKETS; b++)
-                copied |= s->kind[b] == YK_KIND_CG;
-            if (s->home == YK_HOST && !copied)
+            uint32_t index;
+            const yk_ffn_part f = part_of_slice(p, layer, s, &index);
+            if (s->home == YK_HOST && !packs_on_host(p, &f, s))
                 continue;
             uint64_t bytes = 0;
             for (uint32_t u = s->unit0; u < s->unit0 + s->units; u++)
-                bytes += slab_of(&f, u, 1).unit_bytes;
-            p->total += bytes;
+                bytes += yk_slab_of(&f, u, 1).unit_bytes;
+            p->packer->total += bytes;
             if (s->home == YK_HOST)
                 packed += bytes + 2 * 64;
             else
@@ -422,11 +390,30 @@ static uint64_t count_bytes(placer *p)
     return packed;
 }
 
+/* Packing for the CPU alone only where memory is at hand; what the device copies has to be packed. */
+static yk_status choose_packing(placer *p, const yk_engine_opts *o, uint64_t *packed)
+{
+    const uint64_t weights = p->l->weights.remaining, total = p->packer->total;
+    yk_cpu_info cpu;
+    YK_TRY(yk_topology_info(&cpu, p->err));
+    p->pack_cc = !o->no_repack;
+    *packed = count_bytes(p);
+    if (!p->pack_cc || *packed <= cpu.memory_available_bytes)
+        return YK_OK;
+    yk_log(YK_LOG_WARN, "the CPU's weights stay as the file has them, which is slower: packed they need %" PRIu64 " bytes, available are %" PRIu64,
+           *packed, cpu.memory_available_bytes);
+    p->pack_cc = false;
+    p->l->weights.remaining = weights;
+    p->packer->total = total;
+    *packed = count_bytes(p);
+    return YK_OK;
+}
+
 yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape *shape, const yk_engine_opts *o, yk_error *err)
 {
     yk_engine *e = lane->e;
     const uint32_t n_layers = e->model->hp.n_layers;
-    placer p = {.l = lane, .e = e, .plan = plan, .shape = shape, .err = err, .progress = o->progress, .progress_user = o->progress_user};
+    placer p = {.l = lane, .e = e, .plan = plan, .shape = shape, .err = err};
     for (uint32_t i = 0; i < plan->n_devices; i++)
         YK_FAIL_IF(strcmp(plan->devices[i], lane->name) != 0, err, YK_ERR_INPUT, "plan: device %s is not the open one, %s",
                    plan->devices[i], lane->name);
@@ -441,14 +428,21 @@ yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape
             lane->weights.remaining += yk_shape_attn_bytes(&shape->layers[layer]) + 24 * YK_LANE_ALIGN;
     }
     lane->weights.remaining += plan->head_home != YK_HOST ? shape->head.bytes + 4 * YK_LANE_ALIGN : 0;
-    packed = count_bytes(&p);
-    yk_status st = yk_arena_open(&e->packed, YK_MEM_WEIGHTS, packed, true, err);
+    p.packer = yk_alloc(YK_MEM_STAGING, 1, sizeof *p.packer);
+    if (!p.packer)
+        return yk_fail_memory(err, sizeof *p.packer, "packing weights");
+    *p.packer = (yk_packer){.e = e, .progress = o->progress, .progress_user = o->progress_user};
+    yk_status st = choose_packing(&p, o, &packed);
+    if (st == YK_OK)
+        st = yk_arena_open(&e->packed, YK_MEM_WEIGHTS, packed, true, err);
     for (uint32_t layer = 0; st == YK_OK && layer < n_layers; layer++) {
         if (plan->layers[layer].attn_home != YK_HOST)
             st = place_attention(&p, layer);
         if (st == YK_OK)
             st = place_ffn(&p, layer);
     }
+    if (st == YK_OK)
+        st = yk_packer_flush(p.packer, err);
     if (st == YK_OK && e->packed.size) /* one copy at a time straight from there, where the device can lock it */
         lane->packed_locked = lane->t->host_register(lane->gpu, e->packed.base, e->packed.size) == YK_OK;
     if (st == YK_OK)
@@ -457,6 +451,7 @@ yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape
         st = take_buffers(&p);
     if (st == YK_OK)
         st = take_host(&p);
+    yk_free(p.packer);
     yk_free(p.pack);
     return st;
 }

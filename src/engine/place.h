@@ -1,17 +1,12 @@
 /* place.h - a plan made real: where the bytes of every matrix and cut unit are, in host memory and on the device.
  *
- * An engine without a device has no placement: its weights are read where the model file is mapped, each FFN part is one piece of all its units. */
+ * An engine without a device has no placement: each FFN part is packed as a whole (yk_whole_part), or read where the model file is mapped. */
 #ifndef YK_ENGINE_PLACE_H
 #define YK_ENGINE_PLACE_H
 
 #include "gpu/device.h"
 #include "partition/plan.h"
 #include "src/model/model.h"
-
-/* Consecutive intermediate units of a part that the CPU computes in one job. */
-typedef struct yk_piece {
-    uint32_t u0, n;
-} yk_piece;
 
 /* Consecutive cut units of equal size that the device computes with one launch each of gate, up, glu and down. The bytes of a unit
  * (docs/kernels/layout.md): for every 16 units their panel of gate rows and their panel of up rows, then the tiles of its down columns for every 16 rows of
@@ -20,9 +15,29 @@ typedef struct yk_slab {
     uint32_t u0, unit, n_units; /* first intermediate unit, intermediate units of a cut unit, cut units */
     uint64_t unit_bytes, up_at, down_at; /* bytes of a unit; where up and down begin in it */
     uint64_t pair_bytes;                 /* a panel of gate and one of up */
-    const uint8_t *host; /* CG: packed bytes in host memory */
+    const uint8_t *host; /* CC and CG: packed bytes in host memory */
     yk_gpu_mem dev;      /* GG */
 } yk_slab;
+
+/* Consecutive intermediate units of a part that the CPU computes in one job. */
+typedef struct yk_piece {
+    uint32_t u0, n;
+    yk_slab slab; /* where they are packed; slab.host NULL: they are read from the file's layout */
+} yk_piece;
+
+/* All units of a part, on the CPU: the equal ones, and the last one where it is smaller. n 0: in the file's layout. */
+typedef struct yk_whole_part {
+    uint32_t n;
+    yk_piece piece[2];
+} yk_whole_part;
+
+/* A matrix in packed form in host memory; base NULL: it has none. */
+typedef struct yk_packed {
+    const uint8_t *base;
+    uint64_t panel_bytes;
+} yk_packed;
+
+enum { YK_W_Q, YK_W_K, YK_W_V, YK_W_O, YK_W_ROUTER, YK_W_N }; /* matrices of a layer that are packed as a whole */
 
 typedef struct yk_part_place {
     uint32_t n_pieces[YK_N_BUCKETS], n_slabs[YK_N_BUCKETS];

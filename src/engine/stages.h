@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "cpu/pack.h"
 #include "src/engine/engine.h"
 
 static inline const yk_step *yk_step_of(const yk_stage *st) { return st->arg; }
@@ -76,9 +77,17 @@ static inline yk_q8 yk_q8_from(const yk_q8 *q, uint32_t col)
     return (yk_q8){q->q + col, q->scale + col / 32, q->sum + col / 16, q->n_blocks};
 }
 
+/* Packed form of matrix `which` of a layer (YK_W_*), or NULL. */
+static inline const yk_packed *yk_packed_of(const yk_engine *e, uint32_t layer, uint32_t which)
+{
+    const yk_packed *p = e->mats ? &e->mats[(size_t)layer * YK_W_N + which] : NULL;
+    return p && p->base ? p : NULL;
+}
+
 /* Rows [r0, r1) of matrix `mat`, for n tokens whose activations are rows rows[] of x and xq. */
 typedef struct yk_product {
     const yk_weight *w;
+    const yk_packed *packed; /* NULL: as the file has it. r0 is a multiple of 16 */
     uint32_t mat, r0, r1;
     uint32_t col0, n_cols; /* columns; n_cols 0: all */
     const float *x;
@@ -90,8 +99,78 @@ typedef struct yk_product {
     size_t y_stride;
 } yk_product;
 
+/* Products of a piece whose slab is in host memory: rows of gate or up, or all columns of down. */
+typedef struct yk_slab_product {
+    const yk_slab *slab;
+    yk_type type;
+    const float *x; /* from the piece's first column on, as xq */
+    size_t x_stride;
+    const yk_q8 *xq;
+    const uint32_t *rows;
+    uint32_t n;
+    float *y;
+    size_t y_stride;
+} yk_slab_product;
+
+/* Units [u0, u0 + n_units) of gate (or of up); all in one cut unit, u0 a multiple of 16 from its start. */
+static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p, bool up, uint32_t n_cols, uint32_t u0, uint32_t n_units)
+{
+    const yk_slab *s = p->slab;
+    const uint32_t unit = (u0 - s->u0) / s->unit, panel = (u0 - s->u0) % s->unit / YK_TILE_ROWS;
+    ops->matmul_packed[p->type](&(yk_matmul_packed){
+        .w = s->host + unit * s->unit_bytes + panel * s->pair_bytes + (up ? s->up_at : 0),
+        .panel_bytes = s->pair_bytes,
+        .n_rows = n_units,
+        .n_cols = n_cols,
+        .x = p->x,
+        .x_stride = p->x_stride,
+        .xq = p->xq,
+        .rows = p->rows,
+        .n_tokens = p->n,
+        .y = p->y,
+        .y_stride = p->y_stride,
+    });
+}
+
+/* Rows [r0, r1) of down over all units of the slab, r0 a multiple of 16. */
+static inline void yk_multiply_down(const yk_ops *ops, const yk_slab_product *p, uint32_t r0, uint32_t r1)
+{
+    const yk_slab *s = p->slab;
+    const uint64_t panel = yk_panel_bytes(p->type, s->unit);
+    ops->matmul_packed[p->type](&(yk_matmul_packed){
+        .w = s->host + s->down_at + r0 / YK_TILE_ROWS * panel,
+        .panel_bytes = panel,
+        .n_rows = r1 - r0,
+        .n_cols = s->unit * s->n_units,
+        .tile_stride = s->unit_bytes, /* a unit is not wider than a tile */
+        .x = p->x,
+        .x_stride = p->x_stride,
+        .xq = p->xq,
+        .rows = p->rows,
+        .n_tokens = p->n,
+        .y = p->y,
+        .y_stride = p->y_stride,
+    });
+}
+
 static inline void yk_multiply(const yk_ops *ops, const yk_product *p)
 {
+    if (p->packed) {
+        ops->matmul_packed[p->w->type](&(yk_matmul_packed){
+            .w = p->packed->base + p->r0 / YK_TILE_ROWS * p->packed->panel_bytes,
+            .panel_bytes = p->packed->panel_bytes,
+            .n_rows = p->r1 - p->r0,
+            .n_cols = p->w->n_cols,
+            .x = p->x,
+            .x_stride = p->x_stride,
+            .xq = p->xq,
+            .rows = p->rows,
+            .n_tokens = p->n,
+            .y = p->y,
+            .y_stride = p->y_stride,
+        });
+        return;
+    }
     const yk_type_traits *t = yk_type_get(p->w->type);
     const yk_q8 part = p->xq ? yk_q8_from(p->xq, p->col0) : (yk_q8){0};
     const yk_matmul m = {

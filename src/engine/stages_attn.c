@@ -101,6 +101,7 @@ void yk_stage_qkv(const yk_stage *st, uint32_t slice, yk_worker *w)
         }
         const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
         yk_multiply(e->ops, &(yk_product){.w = mats[i],
+                                          .packed = yk_packed_of(e, st->layer, YK_W_Q + i),
                                           .r0 = r0,
                                           .r1 = r1,
                                           .x = e->buf.norm,
@@ -271,6 +272,7 @@ void yk_stage_o(const yk_stage *st, uint32_t slice, yk_worker *w)
     const yk_rows r = yk_rows_of(o, step->n_tokens);
     const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
     yk_multiply(e->ops, &(yk_product){.w = o,
+                                      .packed = yk_packed_of(e, st->layer, YK_W_O),
                                       .r0 = r0,
                                       .r1 = r1,
                                       .x = e->buf.norm,
@@ -319,6 +321,7 @@ void yk_stage_head(const yk_stage *st, uint32_t slice, yk_worker *w)
     const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
     float *y = e->buf.logits + (size_t)w->index * e->d.n_logits * e->model->hp.n_vocab + r0;
     yk_multiply(e->ops, &(yk_product){.w = out,
+                                      .packed = e->head.base ? &e->head : NULL,
                                       .r0 = r0,
                                       .r1 = r1,
                                       .x = e->buf.norm,

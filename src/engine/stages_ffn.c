@@ -35,11 +35,21 @@ typedef struct pieces {
 
 static void pieces_of(const yk_step *step, uint32_t layer, uint32_t p, const part *pt, pieces *s)
 {
-    const yk_layer_place *place = step->engine->places ? &step->engine->places[layer] : NULL;
-    s->whole = (yk_piece){0, pt->gate->n_rows};
-    s->n = place ? place->parts[p].n_pieces[step->bucket] : 1;
-    s->piece = place ? place->parts[p].pieces[step->bucket] : &s->whole;
-    s->per_slice = yk_rows_per_slice(pt->gate->row_bytes + pt->up->row_bytes, step->n_tokens, YK_UNITS_MULTIPLE);
+    const yk_engine *e = step->engine;
+    s->whole = (yk_piece){.n = pt->gate->n_rows};
+    s->n = 1;
+    s->piece = &s->whole;
+    if (e->places) {
+        s->n = e->places[layer].parts[p].n_pieces[step->bucket];
+        s->piece = e->places[layer].parts[p].pieces[step->bucket];
+    } else if (e->parts && e->parts[(size_t)layer * e->d.n_parts + p].n) {
+        s->n = e->parts[(size_t)layer * e->d.n_parts + p].n;
+        s->piece = e->parts[(size_t)layer * e->d.n_parts + p].piece;
+    }
+    /* A power of two, so that no slice crosses from one cut unit into the next. */
+    const uint32_t most = yk_rows_per_slice(pt->gate->row_bytes + pt->up->row_bytes, step->n_tokens, YK_UNITS_MULTIPLE);
+    for (s->per_slice = YK_UNITS_MULTIPLE; 2 * s->per_slice <= most && s->per_slice < YK_CUT_UNIT;)
+        s->per_slice *= 2;
 }
 
 static uint32_t n_chunks(const pieces *s)
@@ -50,8 +60,8 @@ static uint32_t n_chunks(const pieces *s)
     return n;
 }
 
-/* Units of chunk number `chunk`; false when there is no such chunk (late workers only). */
-static bool chunk_units(const pieces *s, uint32_t chunk, uint32_t *u0, uint32_t *u1)
+/* Units of chunk number `chunk` and its piece; NULL when there is no such chunk (late workers only). */
+static const yk_piece *chunk_units(const pieces *s, uint32_t chunk, uint32_t *u0, uint32_t *u1)
 {
     for (uint32_t i = 0; i < s->n; i++) {
         const uint32_t n = yk_ceil_div(s->piece[i].n, s->per_slice);
@@ -59,11 +69,11 @@ static bool chunk_units(const pieces *s, uint32_t chunk, uint32_t *u0, uint32_t 
             *u0 = s->piece[i].u0 + chunk * s->per_slice;
             const uint32_t end = s->piece[i].u0 + s->piece[i].n;
             *u1 = *u0 + s->per_slice < end ? *u0 + s->per_slice : end;
-            return true;
+            return &s->piece[i];
         }
         chunk -= n;
     }
-    return false;
+    return NULL;
 }
 
 uint32_t yk_gate_up_chunks(const yk_step *step, uint32_t layer, uint32_t p)
@@ -107,6 +117,7 @@ void yk_stage_router(const yk_stage *st, uint32_t slice, yk_worker *w)
     const yk_rows r = yk_rows_of(m, step->n_tokens);
     const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
     yk_multiply(e->ops, &(yk_product){.w = m,
+                                      .packed = yk_packed_of(e, st->layer, YK_W_ROUTER),
                                       .r0 = r0,
                                       .r1 = r1,
                                       .x = e->buf.norm,
@@ -265,6 +276,25 @@ uint32_t yk_prepare_gate_up(const yk_stage *st, yk_worker *w)
     return g->n_units < st->max_slices ? g->n_units : st->max_slices;
 }
 
+/* Rows m->r0 .. m->r1 of gate into m->y and of up into `up`. */
+static void gate_up(const yk_engine *e, const part *p, const yk_piece *piece, const yk_product *m, float *up)
+{
+    const yk_weight *const w[2] = {p->gate, p->up};
+    float *const y[2] = {m->y, up};
+    for (int i = 0; i < 2; i++) {
+        if (piece->slab.host) {
+            const yk_slab_product s = {&piece->slab, w[i]->type, m->x, m->x_stride, m->xq, m->rows, m->n, y[i], m->y_stride};
+            yk_multiply_units(e->ops, &s, i == 1, w[i]->n_cols, m->r0, m->r1 - m->r0);
+            continue;
+        }
+        yk_product one = *m;
+        one.w = w[i];
+        one.mat = p->mat;
+        one.y = y[i];
+        yk_multiply(e->ops, &one);
+    }
+}
+
 void yk_stage_gate_up(const yk_stage *st, uint32_t slice, yk_worker *w)
 {
     const yk_step *step = yk_step_of(st);
@@ -278,17 +308,14 @@ void yk_stage_gate_up(const yk_stage *st, uint32_t slice, yk_worker *w)
     pieces mine;
     pieces_of(step, st->layer, g->part[a], &p, &mine);
     slots_of(e, g, a, &s0, &s1);
-    if (!chunk_units(&mine, slice - g->unit0[a], &u0, &u1))
+    const yk_piece *piece = chunk_units(&mine, slice - g->unit0[a], &u0, &u1);
+    if (!piece)
         return;
     const uint32_t n = u1 - u0;
     for (uint32_t i = s0; i < s1; i += YK_TOKEN_TILE) {
         const uint32_t tile = s1 - i < YK_TOKEN_TILE ? s1 - i : YK_TOKEN_TILE;
-        yk_product m = {.w = p.gate, .mat = p.mat, .r0 = u0, .r1 = u1, .x = e->buf.norm, .x_stride = e->d.n_in,
-                        .xq = &e->buf.q8, .rows = s.rows + i, .n = tile, .y = s.tile_a, .y_stride = n};
-        yk_multiply(e->ops, &m);
-        m.w = p.up;
-        m.y = s.tile_b;
-        yk_multiply(e->ops, &m);
+        gate_up(e, &p, piece, &(yk_product){.r0 = u0, .r1 = u1, .x = e->buf.norm, .x_stride = e->d.n_in, .xq = &e->buf.q8,
+                                            .rows = s.rows + i, .n = tile, .y = s.tile_a, .y_stride = n}, s.tile_b);
         for (uint32_t t = 0; t < tile; t++) {
             float *gate = s.tile_a + (size_t)t * n, *up = s.tile_b + (size_t)t * n;
             if (p.gate_b)
@@ -348,6 +375,23 @@ uint32_t yk_prepare_down(const yk_stage *st, yk_worker *w)
     return st->max_slices;
 }
 
+/* Rows m->r0 .. m->r1 of down over the units of a piece. */
+static void down_rows(const yk_engine *e, const part *p, const yk_piece *piece, const yk_product *m)
+{
+    if (piece->slab.host) {
+        const yk_q8 xq = yk_q8_from(m->xq, piece->u0);
+        const yk_slab_product s = {&piece->slab, p->down->type, m->x + piece->u0, m->x_stride, &xq, m->rows, m->n, m->y, m->y_stride};
+        yk_multiply_down(e->ops, &s, m->r0, m->r1);
+        return;
+    }
+    yk_product one = *m;
+    one.w = p->down;
+    one.mat = p->mat;
+    one.col0 = piece->u0;
+    one.n_cols = piece->n;
+    yk_multiply(e->ops, &one);
+}
+
 void yk_stage_down(const yk_stage *st, uint32_t slice, yk_worker *w)
 {
     const yk_step *step = yk_step_of(st);
@@ -370,9 +414,8 @@ void yk_stage_down(const yk_stage *st, uint32_t slice, yk_worker *w)
             const uint32_t tile = s1 - i < YK_TOKEN_TILE ? s1 - i : YK_TOKEN_TILE;
             for (uint32_t k = 0; k < mine.n; k++) {
                 const yk_piece *piece = &mine.piece[k];
-                yk_multiply(e->ops, &(yk_product){.w = p.down, .mat = p.mat, .r0 = r0, .r1 = r1, .col0 = piece->u0,
-                                                  .n_cols = piece->n, .x = e->buf.h_row, .x_stride = e->d.n_ff,
-                                                  .xq = &e->buf.h_q8, .rows = s.rows + i, .n = tile, .y = s.tile_a, .y_stride = n});
+                down_rows(e, &p, piece, &(yk_product){.r0 = r0, .r1 = r1, .x = e->buf.h_row, .x_stride = e->d.n_ff, .xq = &e->buf.h_q8,
+                                                      .rows = s.rows + i, .n = tile, .y = s.tile_a, .y_stride = n});
                 for (uint32_t t = 0; t < tile; t++) {
                     float *out = s.tile_a + (size_t)t * n;
                     if (p.down_b && piece->u0 == 0) /* who has the first unit adds the bias */
