@@ -144,7 +144,7 @@ yk_status yk_modules_load(yk_modules **out, const yk_modules_opts *opts, yk_erro
                                   .cache_dir = m->cache_dir,
                                   .options = is_null ? m->null_options : NULL};
         if (is_null && !null_options)
-            say_why(b, "a device without hardware, used only when it is asked for");
+            say_why(b, "a device without hardware, for tests; used when --device null names it");
         else
             load(b);
         yk_log(YK_LOG_DEBUG, "backend %s: %s", b->name, b->usable ? b->path : b->why);

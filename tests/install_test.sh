@@ -21,6 +21,7 @@ pc=$(find "$dest" -name yoke.pc)
 libdir=$(dirname "$(dirname "$pc")")
 bin=$(find "$dest" -type f -path '*/bin/yoke')
 [ -n "$bin" ] || fail "no program was installed"
+(cd / && LD_LIBRARY_PATH="$libdir" "$bin" run -q -n 4 --temp 0) | grep -q . || fail "the installed program does not find its model"
 find "$dest" -name '*.so*' -o -name '*.a' -o -name '*.h' -o -path '*/bin/*' | sed "s|^$dest||"
 
 # The example, copied away from the tree. DESTDIR stands for what the package would put in place: a link without space leads there,

@@ -71,12 +71,13 @@ static yk_status plan_all(yk_plan *plan, const yk_shape *shape, const yk_plan_li
     memcpy(plan->model_name, shape->name, sizeof plan->model_name);
     yk_plan_device(plan, device);
     plan->embd_home = YK_HOST;
+    plan->head_home = shape->head_host_only ? YK_HOST : 0;
     yk_status st = add_all(plan, shape, &inner);
     plan->context = limits->context;
     plan->max_seqs = limits->max_seqs;
     plan->batch = limits->batch;
     plan->kv_elem_bytes = limits->kv_elem_bytes;
-    snprintf(plan->note, sizeof plan->note, "everything on %s: asked for, without the planner", device);
+    snprintf(plan->note, sizeof plan->note, "everything on %s but the embedding rows: asked for, without the planner", device);
     memset(plan->memory, 0, sizeof plan->memory);
     yk_plan_memory(plan, shape, limits, plan->memory);
     yk_plan_set_id(plan);

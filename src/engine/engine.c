@@ -28,10 +28,11 @@ yk_status yk_engine_isa(const char *name, yk_isa *isa, yk_error *err)
     if (!name || !*name)
         return YK_OK;
     const yk_isa want = yk_isa_by_name(name);
-    if (want == YK_ISA_N || want > *isa) {
+    if (want == YK_ISA_N || want > *isa || yk_ops_get(want)->isa != want) {
         char have[64] = "";
         for (int i = 0; i <= (int)*isa; i++)
-            snprintf(have + strlen(have), sizeof have - strlen(have), " %s", yk_isa_name((yk_isa)i));
+            if (yk_ops_get((yk_isa)i)->isa == (yk_isa)i)
+                snprintf(have + strlen(have), sizeof have - strlen(have), " %s", yk_isa_name((yk_isa)i));
         return yk_fail(err, YK_ERR_USAGE, "instruction set %s is not there; this CPU and program have:%s", name, have);
     }
     *isa = want;

@@ -82,7 +82,7 @@ def test_good_values():
     r = good('run', '-v', '-m', MODEL, '-p', 'Once', '-n', '1')
     assert re.search(r'^yoke: seed \d+$', r.err, re.M), r  # a random seed can be used again
     refused(2, ['floppy'], *base, '--device', 'floppy')
-    refused(2, ['sse9'], *base, '--isa', 'sse9')
+    refused(2, ['sse9', 'ref'], *base, '--isa', 'sse9')
 
 
 def test_model_argument():
