@@ -5,6 +5,12 @@
 
 #include "cpu/ref/ref.h"
 
+#ifdef YK_HAVE_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 static bool always(void)
 {
     return true;
@@ -18,6 +24,19 @@ static bool has_avx512(void)
 }
 #endif
 
+#ifdef YK_HAVE_AMX
+/* Linux gives the tile registers to a process that asks, once for all threads; it refuses where a hypervisor or an old
+ * system hides them. */
+static bool has_amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    const uint32_t need = 1u << 22 | 1u << 24; /* leaf 7, edx: AMX-BF16, AMX-TILE */
+    uint32_t a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & need) == need &&
+           syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+#endif
+
 /* A new level is one row here: yk_isa_best and all tables follow. Ascending; row 0 fills every slot. */
 static const struct level {
     yk_isa isa;
@@ -27,6 +46,11 @@ static const struct level {
     {YK_ISA_REF, always, yk_ops_fill_ref},
 #ifdef YK_HAVE_AVX512
     {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512},
+    {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512_attention},
+    {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512_vector},
+#endif
+#ifdef YK_HAVE_AMX
+    {YK_ISA_AMX, has_amx, yk_ops_fill_amx},
 #endif
 };
 

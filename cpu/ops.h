@@ -55,6 +55,11 @@ typedef struct yk_matmul_packed {
     size_t y_stride;
 } yk_matmul_packed;
 
+/* Positions first <= p < end that a token sees; end > first. */
+typedef struct yk_seen {
+    uint32_t first, end;
+} yk_seen;
+
 typedef struct yk_attention {
     const float *q;          /* [n_heads][head_dim], rotated, of one token */
     const void *const *k_blocks; /* [n_blocks] pointers to K of this kv head: [16][head_dim], kv_stride elements apart */
@@ -68,6 +73,10 @@ typedef struct yk_attention {
     bool kv_f16;             /* else f32 */
     float *scores;           /* scratch [n_heads * round up 16 (end - first)] */
     float *out;              /* [n_heads][head_dim] */
+    /* More tokens of the same sequence in one call: they share one pass over K and V. The result of a token does not depend on the others. */
+    uint32_t n_tokens;           /* 0 counts as 1; `scores` is needed for one token only */
+    const yk_seen *seen;         /* NULL: all see first .. end; else [n_tokens], and first and end are not read */
+    size_t q_stride, out_stride; /* floats between tokens */
 } yk_attention;
 
 typedef struct yk_ops {
@@ -93,7 +102,7 @@ typedef struct yk_ops {
     void (*rope)(float *x, uint32_t n_heads, uint32_t head_dim, uint32_t n_rot, const float *cs, yk_rope_pairing pairing);
     /* y = glu(gate, up); y may be gate. */
     void (*glu)(const float *gate, const float *up, uint32_t n, yk_glu kind, float *y);
-    /* Attention of one token for one kv head. */
+    /* Attention of one token, or of some tokens of one sequence, for one kv head. */
     void (*attention)(const yk_attention *a);
     /* Router: logits [n] -> ids [k] and weights [k]. Always gives k different ids < n, whatever the logits (NaN counts as the lowest);
      * equal logits go to the lower id. */
@@ -109,6 +118,11 @@ const yk_ops *yk_ops_get(yk_isa isa);
 void yk_ops_fill_ref(yk_ops *ops);
 #ifdef YK_HAVE_AVX512
 void yk_ops_fill_avx512(yk_ops *ops);
+void yk_ops_fill_avx512_attention(yk_ops *ops);
+void yk_ops_fill_avx512_vector(yk_ops *ops);
+#endif
+#ifdef YK_HAVE_AMX
+void yk_ops_fill_amx(yk_ops *ops);
 #endif
 
 #endif

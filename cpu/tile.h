@@ -7,9 +7,10 @@
 /* Byte offsets of the planes of a tile; a plane the type does not have is 0. Codes start at 0. */
 typedef struct yk_tile {
     uint32_t high;    /* [block][64 or 128]: high bits */
-    uint32_t sub;     /* [block or half block][16 rows]: 8-bit scales */
+    uint32_t sub;     /* [block or half block][16 rows]: 8-bit scales; Q2_K: scale | minimum << 4; MXFP4: exponents */
     uint32_t sub_min; /* [block][16 rows]: 8-bit minima */
-    uint32_t scale;   /* f16: [block][16 rows], or d and then dmin of [16 rows] for the K types */
+    uint32_t scale;   /* f16: [block][16 rows], or d and then dmin of [16 rows] for the K types and IQ4_XS */
+    uint32_t min;     /* f16: [block][16 rows], what is added to every weight of a block (Q4_1, Q5_1) */
     uint32_t bytes;   /* whole tile, a multiple of 64 */
 } yk_tile;
 
@@ -25,13 +26,46 @@ static inline yk_tile yk_tile_of(yk_type type, uint32_t n_cols)
     case YK_TYPE_F16:
         t.bytes = 32 * n_cols;
         break;
+    case YK_TYPE_BF16:
+        t.bytes = 64 * ((n_cols + 1) / 2);
+        break;
     case YK_TYPE_Q4_0:
+    case YK_TYPE_IQ4_NL:
         t.scale = 256 * blocks;
         t.bytes = t.scale + 32 * blocks;
+        break;
+    case YK_TYPE_Q4_1:
+        t.scale = 256 * blocks;
+        t.min = t.scale + 32 * blocks;
+        t.bytes = t.min + 32 * blocks;
+        break;
+    case YK_TYPE_Q5_0:
+        t.high = 256 * blocks;
+        t.scale = t.high + 64 * blocks;
+        t.bytes = t.scale + 32 * blocks;
+        break;
+    case YK_TYPE_Q5_1:
+        t.high = 256 * blocks;
+        t.scale = t.high + 64 * blocks;
+        t.min = t.scale + 32 * blocks;
+        t.bytes = t.min + 32 * blocks;
+        break;
+    case YK_TYPE_MXFP4:
+        t.sub = 256 * blocks;
+        t.bytes = t.sub + 16 * blocks;
         break;
     case YK_TYPE_Q8_0:
         t.scale = 512 * blocks;
         t.bytes = t.scale + 32 * blocks;
+        break;
+    case YK_TYPE_Q2_K:
+        t = (yk_tile){.sub = 1024, .scale = 1280, .bytes = 1344};
+        break;
+    case YK_TYPE_Q3_K:
+        t = (yk_tile){.high = 1024, .sub = 1536, .scale = 1792, .bytes = 1824};
+        break;
+    case YK_TYPE_IQ4_XS:
+        t = (yk_tile){.sub = 2048, .scale = 2176, .bytes = 2208};
         break;
     case YK_TYPE_Q4_K:
         t = (yk_tile){.sub = 2048, .sub_min = 2176, .scale = 2304, .bytes = 2368};

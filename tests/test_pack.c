@@ -21,22 +21,55 @@ static uint8_t random_byte(void)
     return (uint8_t)(z >> 56);
 }
 
-static const yk_type types[] = {YK_TYPE_F32, YK_TYPE_F16, YK_TYPE_Q4_0, YK_TYPE_Q8_0, YK_TYPE_Q4_K, YK_TYPE_Q5_K, YK_TYPE_Q6_K};
+static const yk_type types[] = {YK_TYPE_F32,  YK_TYPE_F16,    YK_TYPE_BF16,  YK_TYPE_Q4_0,  YK_TYPE_Q4_1, YK_TYPE_Q5_0,
+                                YK_TYPE_Q5_1, YK_TYPE_Q8_0,   YK_TYPE_Q2_K,  YK_TYPE_Q3_K,  YK_TYPE_Q4_K, YK_TYPE_Q5_K,
+                                YK_TYPE_Q6_K, YK_TYPE_IQ4_NL, YK_TYPE_MXFP4, YK_TYPE_IQ4_XS};
 enum { N_TYPES = sizeof types / sizeof *types };
 
 /* ---- the drawings ---- */
 
+/* Where a block of 32 has its fifth bits and its nibbles. */
+static uint32_t fifth_at(yk_type type)
+{
+    return type == YK_TYPE_Q5_1 ? 4 : 2;
+}
+
+static uint32_t nibbles_at(yk_type type)
+{
+    switch (type) {
+    case YK_TYPE_MXFP4:
+        return 1;
+    case YK_TYPE_Q4_1:
+        return 4;
+    case YK_TYPE_Q5_0:
+        return 6;
+    case YK_TYPE_Q5_1:
+        return 8;
+    default:
+        return 2; /* Q4_0, IQ4_NL */
+    }
+}
+
 /* 4-bit code of column k of a block (32 or 256 columns) in the file. */
 static int nibble(yk_type type, const uint8_t *f, uint32_t k)
 {
-    if (type == YK_TYPE_Q4_0)
-        return k < 16 ? f[2 + k] & 15 : f[2 + k - 16] >> 4;
     if (type == YK_TYPE_Q6_K) {
         const uint8_t v = f[k / 128 * 64 + k % 64];
         return k % 128 < 64 ? v & 15 : v >> 4;
     }
-    const uint8_t v = f[(type == YK_TYPE_Q5_K ? 48 : 16) + k / 64 * 32 + k % 32];
-    return k % 64 < 32 ? v & 15 : v >> 4;
+    if (type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K) {
+        const uint8_t v = f[(type == YK_TYPE_Q5_K ? 48 : 16) + k / 64 * 32 + k % 32];
+        return k % 64 < 32 ? v & 15 : v >> 4;
+    }
+    f += type == YK_TYPE_IQ4_XS ? 8 + k / 32 * 16 : nibbles_at(type);
+    k %= 32;
+    return k < 16 ? f[k] & 15 : f[k - 16] >> 4;
+}
+
+/* Two bits of column k of 256, 64 bytes. */
+static int pair(const uint8_t *f, uint32_t k)
+{
+    return f[k / 128 * 32 + k % 32] >> (k % 128 / 32 * 2) & 3;
 }
 
 /* Scale (which 0) or minimum (which 1) of block b, Q4_K and Q5_K. */
@@ -48,62 +81,112 @@ static int six(const uint8_t *f, uint32_t b, int which)
     return (which ? s[b + 4] >> 4 : s[b + 4] & 15) + 16 * (s[b - 4 + 4 * which] >> 6);
 }
 
-/* Codes of column k of row r: the nibble, and what lies above it. */
-static void put_codes(yk_type type, const uint8_t *block, uint32_t in, uint8_t *tile, uint32_t k, uint32_t r)
+/* Scale of half block k of Q3_K. */
+static int six3(const uint8_t *f, uint32_t k)
+{
+    const uint8_t *s = f + 96;
+    return (k < 8 ? s[k] & 15 : s[k - 8] >> 4) + 16 * (s[8 + k % 4] >> (k / 4 * 2) & 3) - 32;
+}
+
+/* Scale of block b of IQ4_XS. */
+static int six4(const uint8_t *f, uint32_t b)
+{
+    return (f[4 + b / 2] >> (b % 2 * 4) & 15) + 16 * (f[2 + b / 4] >> (b % 4 * 2) & 3) - 32;
+}
+
+/* Codes of column k of row r, which is column `in` of its block. */
+static void put_codes(yk_type type, const uint8_t *block, uint32_t in, uint8_t *tile, uint32_t n_blocks, uint32_t k, uint32_t r)
 {
     const uint32_t b = k / 32, g = k % 32 / 4, at = 4 * r + k % 4;
     if (type == YK_TYPE_Q8_0) {
         tile[512 * b + 64 * g + at] = block[2 + in];
         return;
     }
+    if (type == YK_TYPE_Q2_K || type == YK_TYPE_Q3_K) {
+        tile[128 * b + 64 * (g / 4) + at] |= (uint8_t)(pair(block + (type == YK_TYPE_Q2_K ? 16 : 32), in) << 2 * (g % 4));
+        if (type == YK_TYPE_Q3_K)
+            tile[1024 + 64 * b + at] |= (uint8_t)((block[in % 32] >> (in / 32) & 1) << g);
+        return;
+    }
     tile[256 * b + 64 * (g % 4) + at] |= (uint8_t)(nibble(type, block, in) << (g < 4 ? 0 : 4));
+    if (type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1)
+        tile[256 * n_blocks + 64 * b + at] |= (uint8_t)((block[fifth_at(type) + in / 8] >> (in % 8) & 1) << g);
     if (type == YK_TYPE_Q5_K)
         tile[2048 + 64 * b + at] |= (uint8_t)((block[16 + in % 32] >> (in / 32) & 1) << g);
-    if (type == YK_TYPE_Q6_K) {
-        const int two = block[128 + in / 128 * 32 + in % 32] >> (in % 128 / 32 * 2) & 3;
-        tile[2048 + 128 * b + 64 * (g / 4) + at] |= (uint8_t)(two << 2 * (g % 4));
-    }
+    if (type == YK_TYPE_Q6_K)
+        tile[2048 + 128 * b + 64 * (g / 4) + at] |= (uint8_t)(pair(block + 128, in) << 2 * (g % 4));
 }
 
-static void put_scales(yk_type type, const uint8_t *block, uint8_t *tile, uint32_t n_blocks, uint32_t b, uint32_t r)
+/* f16 of row r, from `from` of the block. */
+static void put_half(uint8_t *plane, uint32_t r, const uint8_t *from)
 {
-    const uint32_t sub = type == YK_TYPE_Q4_K ? 2048 : type == YK_TYPE_Q5_K ? 2560 : 3072;
+    memcpy(plane + 2 * r, from, 2);
+}
+
+/* Scales and minima of block b of a tile with n blocks. */
+static void put_scales(yk_type type, const uint8_t *block, uint8_t *tile, uint32_t n, uint32_t b, uint32_t r)
+{
+    const uint32_t high = type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1 ? 64 : 0;
+    const uint32_t sub = type == YK_TYPE_Q4_K ? 2048 : 2560;
     switch (type) {
-    case YK_TYPE_Q4_0:
     case YK_TYPE_Q8_0:
-        memcpy(tile + (type == YK_TYPE_Q4_0 ? 256 : 512) * n_blocks + 32 * b + 2 * r, block, 2);
+        put_half(tile + 512 * n + 32 * b, r, block);
+        break;
+    case YK_TYPE_MXFP4:
+        tile[256 * n + 16 * b + r] = block[0];
+        break;
+    case YK_TYPE_Q4_1:
+    case YK_TYPE_Q5_1:
+        put_half(tile + (288 + high) * n + 32 * b, r, block + 2);
+        put_half(tile + (256 + high) * n + 32 * b, r, block);
+        break;
+    case YK_TYPE_Q2_K:
+        tile[1024 + 32 * b + r] = block[2 * b];
+        tile[1024 + 32 * b + 16 + r] = block[2 * b + 1];
+        put_half(tile + 1280, r, block + 80);
+        put_half(tile + 1312, r, block + 82);
+        break;
+    case YK_TYPE_Q3_K:
+        tile[1536 + 32 * b + r] = (uint8_t)six3(block, 2 * b);
+        tile[1536 + 32 * b + 16 + r] = (uint8_t)six3(block, 2 * b + 1);
+        put_half(tile + 1792, r, block + 108);
         break;
     case YK_TYPE_Q6_K:
-        tile[sub + 32 * b + r] = block[192 + 2 * b];
-        tile[sub + 32 * b + 16 + r] = block[192 + 2 * b + 1];
-        memcpy(tile + 3328 + 2 * r, block + 208, 2);
+        tile[3072 + 32 * b + r] = block[192 + 2 * b];
+        tile[3072 + 32 * b + 16 + r] = block[192 + 2 * b + 1];
+        put_half(tile + 3328, r, block + 208);
         break;
-    default:
+    case YK_TYPE_IQ4_XS:
+        tile[2048 + 16 * b + r] = (uint8_t)six4(block, b);
+        put_half(tile + 2176, r, block);
+        break;
+    case YK_TYPE_Q4_K:
+    case YK_TYPE_Q5_K:
         tile[sub + 16 * b + r] = (uint8_t)six(block, b, 0);
         tile[sub + 128 + 16 * b + r] = (uint8_t)six(block, b, 1);
-        memcpy(tile + sub + 256 + 2 * r, block, 2);
-        memcpy(tile + sub + 288 + 2 * r, block + 2, 2);
+        put_half(tile + sub + 256, r, block);
+        put_half(tile + sub + 288, r, block + 2);
+        break;
+    default: /* Q4_0, Q5_0, IQ4_NL */
+        put_half(tile + (256 + high) * n + 32 * b, r, block);
     }
 }
 
 static uint32_t drawn_bytes(yk_type type, uint32_t n_cols)
 {
-    const uint32_t b = n_cols / 32;
+    static const uint32_t per_block[YK_TYPE_LIMIT] = {
+        [YK_TYPE_Q4_0] = 288, [YK_TYPE_IQ4_NL] = 288, [YK_TYPE_Q4_1] = 320, [YK_TYPE_Q5_0] = 352,
+        [YK_TYPE_Q5_1] = 384, [YK_TYPE_Q8_0] = 544,   [YK_TYPE_MXFP4] = 272};
+    static const uint32_t whole[YK_TYPE_LIMIT] = {[YK_TYPE_Q2_K] = 1344, [YK_TYPE_Q3_K] = 1856, [YK_TYPE_Q4_K] = 2368,
+                                                  [YK_TYPE_Q5_K] = 2880, [YK_TYPE_Q6_K] = 3392, [YK_TYPE_IQ4_XS] = 2240};
     switch (type) {
     case YK_TYPE_F32:
         return 64 * n_cols;
     case YK_TYPE_F16:
+    case YK_TYPE_BF16:
         return (32 * n_cols + 63) / 64 * 64;
-    case YK_TYPE_Q4_0:
-        return (288 * b + 63) / 64 * 64;
-    case YK_TYPE_Q8_0:
-        return (544 * b + 63) / 64 * 64;
-    case YK_TYPE_Q4_K:
-        return 2368;
-    case YK_TYPE_Q5_K:
-        return 2880;
     default:
-        return 3392;
+        return whole[type] ? whole[type] : (per_block[type] * (n_cols / 32) + 63) / 64 * 64;
     }
 }
 
@@ -114,11 +197,15 @@ static void draw_tile(yk_type type, const uint8_t *rows, uint64_t row_bytes, uin
     for (uint32_t r = 0; r < n_rows; r++) {
         for (uint32_t k = 0; k < n_cols; k++) {
             const uint8_t *block = rows + r * row_bytes + (size_t)(k / t->block_elems) * t->block_bytes;
+            if (type == YK_TYPE_BF16) {
+                memcpy(tile + 64 * (k / 2) + 4 * r + 2 * (k % 2), block, 2);
+                continue;
+            }
             if (!t->quantised) {
                 memcpy(tile + (16 * k + r) * t->block_bytes, block, t->block_bytes);
                 continue;
             }
-            put_codes(type, block, k % t->block_elems, tile, k, r);
+            put_codes(type, block, k % t->block_elems, tile, n_cols / 32, k, r);
             if (k % 32 == 0)
                 put_scales(type, block, tile, n_cols / 32, k / 32, r);
         }
@@ -227,6 +314,30 @@ static void test_columns(void **s)
     }
 }
 
+/* Workers that pack a range of panels each write what one call writes. */
+static void test_panels(void **s)
+{
+    (void)s;
+    for (int t = 0; t < N_TYPES; t++) {
+        const uint32_t n_rows = 75, n_cols = yk_type_get((uint32_t)types[t])->block_elems == 256
+                                                 ? 512
+                                                 : 352; /* 5 panels, the last of 11 rows */
+        uint64_t row_bytes = 0;
+        assert_true(yk_type_row_bytes(types[t], n_cols, &row_bytes));
+        const uint64_t panel = yk_panel_bytes(types[t], n_cols), n = yk_packed_bytes(types[t], n_rows, n_cols);
+        uint8_t *file = bytes_new(row_bytes * n_rows, true), *whole = bytes_new(n, false), *parts = bytes_new(n, true);
+        yk_pack(types[t], file, row_bytes, n_rows, 0, n_cols, whole);
+        for (uint32_t p = 5, size = 2; p > 0; p -= size, size = 1) {
+            const uint32_t row = 16 * (p - size), rows = n_rows - row < 16 * size ? n_rows - row : 16 * size;
+            yk_pack(types[t], file + row * row_bytes, row_bytes, rows, 0, n_cols, parts + (p - size) * panel);
+        }
+        assert_memory_equal(parts, whole, n);
+        free(file);
+        free(whole);
+        free(parts);
+    }
+}
+
 static void test_sizes(void **s)
 {
     (void)s;
@@ -299,10 +410,8 @@ int main(int argc, char **argv)
         return 0;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layout),
-        cmocka_unit_test(test_columns),
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_layout), cmocka_unit_test(test_columns), cmocka_unit_test(test_panels),
+        cmocka_unit_test(test_sizes),  cmocka_unit_test(test_levels),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

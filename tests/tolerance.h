@@ -27,6 +27,7 @@ static const yk_tolerance yk_tolerances[] = {
      "against the same int8 activations; integer dots are exact, 5 roundings a block and n/256 additions a partial sum"},
     {"matmul_packed", "F32", 4e-6, "one sum for even and one for odd columns of a tile of 256, and n/256 <= 12 tiles: as matmul's F32 or better"},
     {"matmul_packed", "F16", 4e-6, "weights are exact in f32; then as F32"},
+    {"matmul_packed", "BF16", 4e-6, "weights are exact in f32; then as F32"},
     {"matmul_packed", "*", 5e-7, "against the same int8 activations; integer dots are exact; one sum of n/32 <= 90 terms, three roundings a term"},
     {"quantise", "", 0, "two divisions and one product, each correctly rounded: docs/kernels/quantise.md"},
     {"rms_norm", "", 4e-6,

@@ -103,13 +103,27 @@ YK_INLINE void add_values(const yk_attention *a, size_t stride)
     }
 }
 
-YK_CLONES static void attention_ref(const yk_attention *a)
+YK_INLINE void one_token(const yk_attention *a)
 {
     const size_t stride = ((size_t)(a->end - a->first) + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
     score_keys(a, stride);
     for (uint32_t h = 0; h < a->n_heads; h++)
         softmax(a->scores + h * stride, a->end - a->first, a->sinks ? a->sinks + h : NULL);
     add_values(a, stride);
+}
+
+YK_CLONES static void attention_ref(const yk_attention *a)
+{
+    yk_attention one = *a;
+    for (uint32_t t = 0; t < (a->n_tokens ? a->n_tokens : 1); t++) {
+        one.q = a->q + t * a->q_stride;
+        one.out = a->out + t * a->out_stride;
+        if (a->seen) {
+            one.first = a->seen[t].first;
+            one.end = a->seen[t].end;
+        }
+        one_token(&one);
+    }
 }
 
 void yk_ref_fill_attention(yk_ops *ops)

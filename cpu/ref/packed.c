@@ -11,8 +11,10 @@ enum { PASS = 32 }; /* tokens */
 /* One tile, ready for products: value = (code + offset) * scale - min, codes signed. */
 typedef struct expanded {
     _Alignas(64) int8_t q[64 * 64]; /* [group of 4 columns][16 rows][4] */
-    float scale[16][YK_TILE_ROWS];  /* [block or half block][row]; K types: the 8-bit scale alone */
-    float min[8][YK_TILE_ROWS];     /* K types with minima: the 8-bit minimum alone */
+    float scale[8][YK_TILE_ROWS];   /* [block][row]; types with d of a tile: the 8-bit scale alone */
+    float min[8][YK_TILE_ROWS];     /* Q4_1, Q5_1: what is added; Q4_K, Q5_K: the 8-bit minimum alone */
+    int32_t part[16][YK_TILE_ROWS]; /* scales of half blocks */
+    int32_t part_min[16][YK_TILE_ROWS];
     float d[YK_TILE_ROWS], dmin[YK_TILE_ROWS];
 } expanded;
 
@@ -31,6 +33,7 @@ typedef struct kind {
     int offset;               /* what a code is too large by */
     uint32_t flush;           /* groups whose 16-bit sums cannot overflow: 2 * |code| * 127 * flush < 2^15 */
     bool halves, mins, super; /* scales of half blocks; minima; d (and dmin) of a tile */
+    bool whole;               /* halves meet as integers */
 } kind;
 
 /* ---- expanding ---- */
@@ -42,31 +45,66 @@ YK_INLINE void halves_to_f32(const uint8_t *p, float *y)
         y[i] = yk_ref_half(p + 2 * i);
 }
 
+/* Two-bit fields of groups of 16 columns. */
+YK_INLINE void expand_pairs(const uint8_t *w, uint32_t blocks, int shift, int8_t *q)
+{
+    for (uint32_t i = 0; i < 8 * blocks; i++) {
+        const uint8_t *h = w + 64 * (i / 4);
+        for (int j = 0; j < 64; j++)
+            q[64 * i + j] = (int8_t)(q[64 * i + j] | (h[j] >> 2 * (i % 4) & 3) << shift);
+    }
+}
+
+/* One bit of each group of a block. */
+YK_INLINE void expand_bits(const uint8_t *w, uint32_t blocks, int shift, int8_t *q)
+{
+    for (uint32_t i = 0; i < 8 * blocks; i++) {
+        const uint8_t *h = w + 64 * (i / 8);
+        for (int j = 0; j < 64; j++)
+            q[64 * i + j] = (int8_t)(q[64 * i + j] | (h[j] >> (i % 8) & 1) << shift);
+    }
+}
+
 YK_INLINE void expand_codes(yk_type type, const uint8_t *w, const yk_tile *g, uint32_t blocks, int8_t *q)
 {
+    const size_t n = (size_t)512 * blocks;
     if (type == YK_TYPE_Q8_0) {
-        memcpy(q, w, (size_t)512 * blocks);
+        memcpy(q, w, n);
         return;
     }
-    for (uint32_t b = 0; b < blocks; b++, w += 256, q += 512) {
+    if (type == YK_TYPE_Q2_K || type == YK_TYPE_Q3_K) {
+        memset(q, 0, n);
+        expand_pairs(w, blocks, 0, q);
+        if (type == YK_TYPE_Q3_K)
+            expand_bits(w + g->high, blocks, 2, q);
+        return;
+    }
+    for (size_t b = 0; b < blocks; b++) {
         for (int i = 0; i < 256; i++) {
-            q[i] = (int8_t)(w[i] & 15);
-            q[i + 256] = (int8_t)(w[i] >> 4);
+            q[512 * b + i] = (int8_t)(w[256 * b + i] & 15);
+            q[512 * b + i + 256] = (int8_t)(w[256 * b + i] >> 4);
         }
     }
-    w -= 256 * (size_t)blocks;
-    q -= 512 * (size_t)blocks;
-    if (type == YK_TYPE_Q5_K)
-        for (uint32_t i = 0; i < 8 * blocks; i++) {
-            const uint8_t *h = w + g->high + 64 * (i / 8);
-            for (int j = 0; j < 64; j++)
-                q[64 * i + j] = (int8_t)(q[64 * i + j] | (h[j] >> (i % 8) & 1) << 4);
-        }
+    if (type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q5_K)
+        expand_bits(w + g->high, blocks, 4, q);
     if (type == YK_TYPE_Q6_K)
-        for (uint32_t i = 0; i < 8 * blocks; i++) {
-            const uint8_t *h = w + g->high + 64 * (i / 4);
-            for (int j = 0; j < 64; j++)
-                q[64 * i + j] = (int8_t)(q[64 * i + j] | (h[j] >> 2 * (i % 4) & 3) << 4);
+        expand_pairs(w + g->high, blocks, 4, q);
+    if (type == YK_TYPE_IQ4_NL || type == YK_TYPE_IQ4_XS)
+        for (size_t i = 0; i < n; i++)
+            q[i] = yk_ref_iq4((uint8_t)q[i]);
+    if (type == YK_TYPE_MXFP4)
+        for (size_t i = 0; i < n; i++)
+            q[i] = yk_ref_fp4x2((uint8_t)q[i]);
+}
+
+/* Scales and minima of half blocks, as integers. */
+YK_INLINE void expand_halves(const kind *k, const uint8_t *sub, expanded *e)
+{
+    for (uint32_t i = 0; i < 16; i++)
+        for (uint32_t r = 0; r < YK_TILE_ROWS; r++) {
+            const uint8_t s = sub[YK_TILE_ROWS * i + r];
+            e->part[i][r] = k->mins ? s & 15 : (int8_t)s;
+            e->part_min[i][r] = s >> 4;
         }
 }
 
@@ -75,22 +113,31 @@ YK_INLINE void expand(const kind *k, const uint8_t *w, uint32_t blocks, expanded
     const yk_tile g = yk_tile_of(k->type, 32 * blocks);
     expand_codes(k->type, w, &g, blocks, e->q);
     if (!k->super) {
-        for (uint32_t b = 0; b < blocks; b++)
-            halves_to_f32(w + g.scale + 32 * b, e->scale[b]);
+        for (uint32_t b = 0; b < blocks; b++) {
+            if (g.scale)
+                halves_to_f32(w + g.scale + 32 * b, e->scale[b]);
+            else
+                for (uint32_t r = 0; r < YK_TILE_ROWS; r++)
+                    e->scale[b][r] = yk_ref_e8m0_half(w[g.sub + YK_TILE_ROWS * b + r]);
+            if (k->mins)
+                halves_to_f32(w + g.min + 32 * b, e->min[b]);
+        }
         return;
     }
     halves_to_f32(w + g.scale, e->d);
-    for (uint32_t i = 0; i < (k->halves ? 16 : 8); i++)
+    if (k->mins)
+        halves_to_f32(w + g.scale + 32, e->dmin);
+    if (k->halves) {
+        expand_halves(k, w + g.sub, e);
+        return;
+    }
+    for (uint32_t i = 0; i < 8; i++)
         for (uint32_t r = 0; r < YK_TILE_ROWS; r++) {
             const uint8_t s = w[g.sub + YK_TILE_ROWS * i + r];
-            e->scale[i][r] = k->halves ? (float)(int8_t)s : (float)s;
-        }
-    if (k->mins) {
-        halves_to_f32(w + g.scale + 32, e->dmin);
-        for (uint32_t i = 0; i < 8; i++)
-            for (uint32_t r = 0; r < YK_TILE_ROWS; r++)
+            e->scale[i][r] = k->mins ? (float)s : (float)(int8_t)s;
+            if (k->mins)
                 e->min[i][r] = (float)w[g.sub_min + YK_TILE_ROWS * i + r];
-    }
+        }
 }
 
 /* ---- products ---- */
@@ -123,17 +170,31 @@ YK_INLINE void dot_groups(const int8_t *w, const int8_t *q, uint32_t n, uint32_t
     }
 }
 
-/* Block b of a tile for one token: the terms go to acc, or with super scales to s and m of the tile. */
+/* A block of half blocks. `whole`: the scaled halves meet as integers, which is exact, and a block is one term; else each is a term. */
+YK_INLINE void halves_terms(const kind *k, const expanded *e, uint32_t b, const int8_t *q, float scale, const int16_t *sum,
+                            float *s, float *m)
+{
+    int32_t dot[2][YK_TILE_ROWS];
+    for (int h = 0; h < 2; h++) {
+        dot_groups(e->q + 512 * b + 256 * h, q + 16 * h, 4, k->flush, dot[h]);
+        for (int r = 0; r < YK_TILE_ROWS; r++)
+            dot[h][r] -= k->offset * sum[h];
+        for (int r = 0; !k->whole && r < YK_TILE_ROWS; r++)
+            s[r] += (float)dot[h][r] * scale * (float)e->part[2 * b + h][r];
+    }
+    for (int r = 0; k->whole && r < YK_TILE_ROWS; r++)
+        s[r] += (float)(dot[0][r] * e->part[2 * b][r] + dot[1][r] * e->part[2 * b + 1][r]) * scale;
+    for (int r = 0; k->mins && r < YK_TILE_ROWS; r++)
+        m[r] += (float)(sum[0] * e->part_min[2 * b][r] + sum[1] * e->part_min[2 * b + 1][r]) * scale;
+}
+
+/* Block b of a tile for one token: the terms go to s, which is y for types without d of a tile, and to m. */
 YK_INLINE void block_terms(const kind *k, const expanded *e, uint32_t b, const int8_t *q, float scale, const int16_t *sum,
                            float *s, float *m)
 {
     int32_t dot[YK_TILE_ROWS];
     if (k->halves) {
-        for (int h = 0; h < 2; h++) {
-            dot_groups(e->q + 512 * b + 256 * h, q + 16 * h, 4, k->flush, dot);
-            for (int r = 0; r < YK_TILE_ROWS; r++)
-                s[r] += (float)(dot[r] - k->offset * sum[h]) * scale * e->scale[2 * b + h][r];
-        }
+        halves_terms(k, e, b, q, scale, sum, s, m);
         return;
     }
     const int32_t both = sum[0] + sum[1];
@@ -153,23 +214,27 @@ YK_INLINE void tile_tokens(const kind *k, const expanded *e, uint32_t blocks, ui
         float s[YK_TILE_ROWS] = {0}, m[YK_TILE_ROWS] = {0}, *y = p->y[t];
         for (uint32_t b = 0; b < blocks; b++) {
             const size_t i = b0 + b;
-            block_terms(k, e, b, p->q[t] + 32 * i, p->scale[t][i], p->sum[t] + 2 * i, k->super ? s : y, m);
+            block_terms(k, e, b, p->q[t] + 32 * i, p->scale[t][i], p->sum[t] + 2 * i, k->super ? s : y, k->super ? m : y);
         }
         if (k->super)
             for (int r = 0; r < YK_TILE_ROWS; r++)
                 y[r] += e->d[r] * s[r];
-        if (k->mins)
+        if (k->super && k->mins)
             for (int r = 0; r < YK_TILE_ROWS; r++)
                 y[r] -= e->dmin[r] * m[r];
     }
 }
 
-/* F32 and F16, [k][16 rows]: even and odd columns of a tile are summed apart. */
+/* F32 and F16, [k][16 rows], BF16, [k/2][16 rows][2]: even and odd columns of a tile are summed apart. */
 YK_INLINE void tile_floats(yk_type type, const uint8_t *w, uint32_t n_cols, uint32_t k0, pass *p)
 {
     float f[YK_TILE_COLS * YK_TILE_ROWS];
     if (type == YK_TYPE_F32)
         memcpy(f, w, (size_t)64 * n_cols);
+    else if (type == YK_TYPE_BF16)
+        for (uint32_t k = 0; k < n_cols; k++)
+            for (uint32_t r = 0; r < YK_TILE_ROWS; r++)
+                f[YK_TILE_ROWS * k + r] = yk_bf16_to_f32((uint16_t)yk_ref_u16(w + 64 * (k / 2) + 4 * r + 2 * (k % 2)));
     else
         for (uint32_t k = 0; k < n_cols; k++)
             halves_to_f32(w + 32 * k, f + YK_TILE_ROWS * k);
@@ -234,14 +299,44 @@ YK_CLONES static void matmul_packed_f16_ref(const yk_matmul_packed *m)
     matmul_packed(m, &(kind){.type = YK_TYPE_F16});
 }
 
+YK_CLONES static void matmul_packed_bf16_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_BF16});
+}
+
 YK_CLONES static void matmul_packed_q4_0_q8_ref(const yk_matmul_packed *m)
 {
     matmul_packed(m, &(kind){.type = YK_TYPE_Q4_0, .offset = 8, .flush = 8});
 }
 
+YK_CLONES static void matmul_packed_q4_1_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_Q4_1, .flush = 8, .mins = true});
+}
+
+YK_CLONES static void matmul_packed_q5_0_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_Q5_0, .offset = 16, .flush = 4});
+}
+
+YK_CLONES static void matmul_packed_q5_1_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_Q5_1, .flush = 4, .mins = true});
+}
+
 YK_CLONES static void matmul_packed_q8_0_q8_ref(const yk_matmul_packed *m)
 {
     matmul_packed(m, &(kind){.type = YK_TYPE_Q8_0, .flush = 1});
+}
+
+YK_CLONES static void matmul_packed_q2_k_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_Q2_K, .flush = 4, .halves = true, .mins = true, .super = true, .whole = true});
+}
+
+YK_CLONES static void matmul_packed_q3_k_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_Q3_K, .offset = 4, .flush = 4, .halves = true, .super = true, .whole = true});
 }
 
 YK_CLONES static void matmul_packed_q4_k_q8_ref(const yk_matmul_packed *m)
@@ -259,13 +354,37 @@ YK_CLONES static void matmul_packed_q6_k_q8_ref(const yk_matmul_packed *m)
     matmul_packed(m, &(kind){.type = YK_TYPE_Q6_K, .offset = 32, .flush = 2, .halves = true, .super = true});
 }
 
+YK_CLONES static void matmul_packed_iq4_nl_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_IQ4_NL, .flush = 1});
+}
+
+YK_CLONES static void matmul_packed_iq4_xs_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_IQ4_XS, .flush = 1, .super = true});
+}
+
+YK_CLONES static void matmul_packed_mxfp4_q8_ref(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &(kind){.type = YK_TYPE_MXFP4, .flush = 8});
+}
+
 void yk_ref_fill_packed(yk_ops *ops)
 {
     ops->matmul_packed[YK_TYPE_F32] = matmul_packed_f32_ref;
     ops->matmul_packed[YK_TYPE_F16] = matmul_packed_f16_ref;
+    ops->matmul_packed[YK_TYPE_BF16] = matmul_packed_bf16_ref;
     ops->matmul_packed[YK_TYPE_Q4_0] = matmul_packed_q4_0_q8_ref;
+    ops->matmul_packed[YK_TYPE_Q4_1] = matmul_packed_q4_1_q8_ref;
+    ops->matmul_packed[YK_TYPE_Q5_0] = matmul_packed_q5_0_q8_ref;
+    ops->matmul_packed[YK_TYPE_Q5_1] = matmul_packed_q5_1_q8_ref;
     ops->matmul_packed[YK_TYPE_Q8_0] = matmul_packed_q8_0_q8_ref;
+    ops->matmul_packed[YK_TYPE_Q2_K] = matmul_packed_q2_k_q8_ref;
+    ops->matmul_packed[YK_TYPE_Q3_K] = matmul_packed_q3_k_q8_ref;
     ops->matmul_packed[YK_TYPE_Q4_K] = matmul_packed_q4_k_q8_ref;
     ops->matmul_packed[YK_TYPE_Q5_K] = matmul_packed_q5_k_q8_ref;
     ops->matmul_packed[YK_TYPE_Q6_K] = matmul_packed_q6_k_q8_ref;
+    ops->matmul_packed[YK_TYPE_IQ4_NL] = matmul_packed_iq4_nl_q8_ref;
+    ops->matmul_packed[YK_TYPE_IQ4_XS] = matmul_packed_iq4_xs_q8_ref;
+    ops->matmul_packed[YK_TYPE_MXFP4] = matmul_packed_mxfp4_q8_ref;
 }

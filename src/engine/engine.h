@@ -238,9 +238,9 @@ yk_status yk_step_run(yk_step *step, yk_error *err);
 
 /* ---- geometry of slices: from shapes and the number of tokens only, never from threads ---- */
 
-enum { YK_ROWS_MULTIPLE = 16, YK_ROWS_MAX = 256, YK_UNITS_MULTIPLE = 32, YK_TOKEN_TILE = 64 };
+enum { YK_ROWS_MULTIPLE = 16, YK_ROWS_MAX = 256, YK_ROWS_MANY = 128, YK_UNITS_MULTIPLE = 32, YK_TOKEN_TILE = 128 };
 
-/* Weight rows of a slice: about 128 KiB of weights for a single token, less when many tokens use them. */
+/* Weight rows of a slice: about 128 KiB of weights for a single token, less when more tokens use them, but YK_ROWS_MANY when many do. */
 uint32_t yk_rows_per_slice(uint64_t row_bytes, uint32_t n_tokens, uint32_t multiple);
 static inline uint32_t yk_ceil_div(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
 

@@ -53,8 +53,7 @@ static inline void yk_gather_row(const yk_gather *g, yk_rows rows, uint32_t slic
 /* Worker scratch, laid out by the stages that use it; sizes: yk_scratch_bytes in step.c. */
 typedef struct yk_scratch {
     uint32_t *rows;   /* [max(n_tokens, n_slots)] activation row of each token or slot */
-    float *tile_a;    /* [YK_TOKEN_TILE][YK_ROWS_MAX] */
-    float *tile_b;    /* the same */
+    float *tile;      /* [YK_TOKEN_TILE][2 * YK_ROWS_MAX]: gate and up, or rows of down */
     uint32_t *tile_rows; /* [YK_TOKEN_TILE] */
     float *row;       /* [n_qkv] */
     const void **k_blocks, **v_blocks; /* [max_blocks] */
@@ -121,6 +120,27 @@ static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p
         .w = s->host + unit * s->unit_bytes + panel * s->pair_bytes + (up ? s->up_at : 0),
         .panel_bytes = s->pair_bytes,
         .n_rows = n_units,
+        .n_cols = n_cols,
+        .x = p->x,
+        .x_stride = p->x_stride,
+        .xq = p->xq,
+        .rows = p->rows,
+        .n_tokens = p->n,
+        .y = p->y,
+        .y_stride = p->y_stride,
+    });
+}
+
+/* The same of gate and up together, both of one type: y gets 16 rows of gate, 16 of up, and so on, for a multiple of 16 units or up to the end of the
+ * cut unit. One stream of bytes instead of two that skip each other. */
+static inline void yk_multiply_pairs(const yk_ops *ops, const yk_slab_product *p, uint32_t n_cols, uint32_t u0, uint32_t n_units)
+{
+    const yk_slab *s = p->slab;
+    const uint32_t unit = (u0 - s->u0) / s->unit, panel = (u0 - s->u0) % s->unit / YK_TILE_ROWS;
+    ops->matmul_packed[p->type](&(yk_matmul_packed){
+        .w = s->host + unit * s->unit_bytes + panel * s->pair_bytes,
+        .panel_bytes = s->up_at,
+        .n_rows = 2 * yk_ceil_div(n_units, YK_TILE_ROWS) * YK_TILE_ROWS,
         .n_cols = n_cols,
         .x = p->x,
         .x_stride = p->x_stride,

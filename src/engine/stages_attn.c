@@ -220,26 +220,29 @@ void yk_stage_attn(const yk_stage *st, uint32_t slice, yk_worker *w)
         s.k_blocks[b] = k + head_bytes;
         s.v_blocks[b] = k + e->d.kv_half + head_bytes;
     }
-    const size_t owner = yk_stage_owner(&step->job, rope, slice / hp->n_kv_heads);
-    for (uint32_t t = ks->first; t < ks->first + ks->n; t++) {
-        const uint32_t end = (step->pos[t] < e->context ? step->pos[t] : 0) + 1;
-        const size_t col = (size_t)head * group * hp->head_dim;
-        e->ops->attention(&(yk_attention){
-            .q = e->buf.q + (owner * e->d.n_tokens + t) * e->d.n_q + col,
-            .k_blocks = s.k_blocks,
-            .v_blocks = s.v_blocks,
-            .kv_stride = hp->head_dim,
-            .n_heads = group,
-            .head_dim = hp->head_dim,
-            .first = window && end > window ? end - window : 0,
-            .end = end,
-            .scale = 1.0f / sqrtf((float)hp->head_dim),
-            .sinks = l->sinks ? l->sinks + head * group : NULL,
-            .kv_f16 = e->kv_f16,
-            .scores = s.scores,
-            .out = e->buf.att + ((size_t)w->index * e->d.n_tokens + t) * e->d.n_q + col,
-        });
+    const size_t owner = yk_stage_owner(&step->job, rope, slice / hp->n_kv_heads), col = (size_t)head * group * hp->head_dim;
+    yk_seen seen[YK_KV_BLOCK];
+    for (uint32_t i = 0; i < ks->n; i++) {
+        const uint32_t pos = step->pos[ks->first + i], end = (pos < e->context ? pos : 0) + 1;
+        seen[i] = (yk_seen){window && end > window ? end - window : 0, end};
     }
+    e->ops->attention(&(yk_attention){
+        .q = e->buf.q + (owner * e->d.n_tokens + ks->first) * e->d.n_q + col,
+        .k_blocks = s.k_blocks,
+        .v_blocks = s.v_blocks,
+        .kv_stride = hp->head_dim,
+        .n_heads = group,
+        .head_dim = hp->head_dim,
+        .scale = 1.0f / sqrtf((float)hp->head_dim),
+        .sinks = l->sinks ? l->sinks + head * group : NULL,
+        .kv_f16 = e->kv_f16,
+        .scores = s.scores,
+        .out = e->buf.att + ((size_t)w->index * e->d.n_tokens + ks->first) * e->d.n_q + col,
+        .n_tokens = ks->n,
+        .seen = seen,
+        .q_stride = e->d.n_q,
+        .out_stride = e->d.n_q,
+    });
 }
 
 void yk_stage_o_in(const yk_stage *st, uint32_t slice, yk_worker *w)

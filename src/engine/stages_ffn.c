@@ -276,23 +276,28 @@ uint32_t yk_prepare_gate_up(const yk_stage *st, yk_worker *w)
     return g->n_units < st->max_slices ? g->n_units : st->max_slices;
 }
 
-/* Rows m->r0 .. m->r1 of gate into m->y and of up into `up`. */
-static void gate_up(const yk_engine *e, const part *p, const yk_piece *piece, const yk_product *m, float *up)
+/* Rows m->r0 .. m->r1 of gate and up into m->y, [n][y_stride]. Returns units in a run: each run of a token has that many values of gate, then of up. */
+static uint32_t gate_up(const yk_engine *e, const part *p, const yk_piece *piece, const yk_product *m)
 {
     const yk_weight *const w[2] = {p->gate, p->up};
-    float *const y[2] = {m->y, up};
+    const uint32_t n = m->r1 - m->r0;
+    yk_slab_product s = {&piece->slab, p->gate->type, m->x, m->x_stride, m->xq, m->rows, m->n, m->y, m->y_stride};
+    if (piece->slab.host && p->gate->type == p->up->type) {
+        yk_multiply_pairs(e->ops, &s, p->gate->n_cols, m->r0, n);
+        return YK_TILE_ROWS;
+    }
     for (int i = 0; i < 2; i++) {
-        if (piece->slab.host) {
-            const yk_slab_product s = {&piece->slab, w[i]->type, m->x, m->x_stride, m->xq, m->rows, m->n, y[i], m->y_stride};
-            yk_multiply_units(e->ops, &s, i == 1, w[i]->n_cols, m->r0, m->r1 - m->r0);
-            continue;
-        }
         yk_product one = *m;
         one.w = w[i];
         one.mat = p->mat;
-        one.y = y[i];
-        yk_multiply(e->ops, &one);
+        one.y = s.y = m->y + i * n;
+        s.type = w[i]->type;
+        if (piece->slab.host)
+            yk_multiply_units(e->ops, &s, i == 1, w[i]->n_cols, m->r0, n);
+        else
+            yk_multiply(e->ops, &one);
     }
+    return n;
 }
 
 void yk_stage_gate_up(const yk_stage *st, uint32_t slice, yk_worker *w)
@@ -311,19 +316,22 @@ void yk_stage_gate_up(const yk_stage *st, uint32_t slice, yk_worker *w)
     const yk_piece *piece = chunk_units(&mine, slice - g->unit0[a], &u0, &u1);
     if (!piece)
         return;
-    const uint32_t n = u1 - u0;
+    const uint32_t n = u1 - u0, stride = 2 * yk_ceil_div(n, YK_TILE_ROWS) * YK_TILE_ROWS;
     for (uint32_t i = s0; i < s1; i += YK_TOKEN_TILE) {
         const uint32_t tile = s1 - i < YK_TOKEN_TILE ? s1 - i : YK_TOKEN_TILE;
-        gate_up(e, &p, piece, &(yk_product){.r0 = u0, .r1 = u1, .x = e->buf.norm, .x_stride = e->d.n_in, .xq = &e->buf.q8,
-                                            .rows = s.rows + i, .n = tile, .y = s.tile_a, .y_stride = n}, s.tile_b);
+        const uint32_t run = gate_up(e, &p, piece, &(yk_product){.r0 = u0, .r1 = u1, .x = e->buf.norm, .x_stride = e->d.n_in, .xq = &e->buf.q8,
+                                                                 .rows = s.rows + i, .n = tile, .y = s.tile, .y_stride = stride});
         for (uint32_t t = 0; t < tile; t++) {
-            float *gate = s.tile_a + (size_t)t * n, *up = s.tile_b + (size_t)t * n;
-            if (p.gate_b)
-                e->ops->add(p.gate_b + u0, n, gate);
-            if (p.up_b)
-                e->ops->add(p.up_b + u0, n, up);
-            e->ops->glu(gate, up, n, e->model->arch->glu,
-                        e->buf.h + ((size_t)w->index * e->d.n_slots + i + t) * e->d.n_ff + u0);
+            float *h = e->buf.h + ((size_t)w->index * e->d.n_slots + i + t) * e->d.n_ff + u0;
+            for (uint32_t u = 0; u < n; u += run) {
+                const uint32_t some = n - u < run ? n - u : run;
+                float *gate = s.tile + (size_t)t * stride + 2 * u, *up = gate + run;
+                if (p.gate_b)
+                    e->ops->add(p.gate_b + u0 + u, some, gate);
+                if (p.up_b)
+                    e->ops->add(p.up_b + u0 + u, some, up);
+                e->ops->glu(gate, up, some, e->model->arch->glu, h + u);
+            }
         }
     }
 }
@@ -415,9 +423,9 @@ void yk_stage_down(const yk_stage *st, uint32_t slice, yk_worker *w)
             for (uint32_t k = 0; k < mine.n; k++) {
                 const yk_piece *piece = &mine.piece[k];
                 down_rows(e, &p, piece, &(yk_product){.r0 = r0, .r1 = r1, .x = e->buf.h_row, .x_stride = e->d.n_ff, .xq = &e->buf.h_q8,
-                                                      .rows = s.rows + i, .n = tile, .y = s.tile_a, .y_stride = n});
+                                                      .rows = s.rows + i, .n = tile, .y = s.tile, .y_stride = n});
                 for (uint32_t t = 0; t < tile; t++) {
-                    float *out = s.tile_a + (size_t)t * n;
+                    float *out = s.tile + (size_t)t * n;
                     if (p.down_b && piece->u0 == 0) /* who has the first unit adds the bias */
                         e->ops->add(p.down_b + r0, n, out);
                     e->ops->add_scaled(out, g->weight[i + t], n, y + (size_t)g->token[i + t] * e->d.n_embd);

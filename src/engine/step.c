@@ -6,6 +6,8 @@ uint32_t yk_rows_per_slice(uint64_t row_bytes, uint32_t n_tokens, uint32_t multi
 {
     const uint64_t target = (128u << 10) / (1 + n_tokens / 4);
     uint64_t rows = target / (row_bytes ? row_bytes : 1);
+    if (n_tokens >= YK_TOKEN_TILE / 2 && rows < YK_ROWS_MANY) /* what is done once for the tokens, or once for the weights, pays on both sides */
+        rows = YK_ROWS_MANY;
     rows -= rows % multiple;
     if (rows < multiple)
         rows = multiple;
@@ -17,7 +19,7 @@ size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
     const yk_hparams *hp = &e->model->hp;
     const size_t n_list = (size_t)e->d.n_slots + 2 * (size_t)e->d.n_parts + e->d.n_tokens;
     const size_t n_row = (size_t)e->d.n_qkv + hp->n_experts;
-    const size_t n_tile = (size_t)YK_TOKEN_TILE * YK_ROWS_MAX;
+    const size_t n_tile = (size_t)YK_TOKEN_TILE * 2 * YK_ROWS_MAX;
     const size_t n_scores = (size_t)(hp->n_heads / hp->n_kv_heads) * e->d.max_blocks * YK_KV_BLOCK;
     size_t at = 0;
     uint8_t *b = base;
@@ -28,8 +30,7 @@ size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
         at += ((n) * sizeof *s->field + 63) / 64 * 64;                                                                 \
     } while (0)
     TAKE(rows, n_list);
-    TAKE(tile_a, n_tile);
-    TAKE(tile_b, n_tile);
+    TAKE(tile, n_tile);
     TAKE(row, n_row);
     TAKE(k_blocks, (size_t)e->d.max_blocks);
     TAKE(v_blocks, (size_t)e->d.max_blocks);
@@ -228,14 +229,16 @@ yk_status yk_step_open(yk_step *step, yk_engine *e, yk_error *err)
         return yk_fail_memory(err, a->size, "a step");
 
     /* Owner table: one range for each kind of stage, as long as its largest stage; rope_kv is read after the step, so each layer has
-     * its own. Fewer tokens may mean more rows in a slice, never fewer slices than one, so the maxima are those of a full step. */
-    const step_size z = {d->n_tokens, d->n_kv_slices, d->n_logits};
+     * its own. More tokens mean fewer rows in a slice up to where YK_ROWS_MANY begins, so the maxima are those of a full step or of one just below. */
+    const uint32_t below = YK_TOKEN_TILE / 2 - 1;
+    const step_size z[2] = {{d->n_tokens, d->n_kv_slices, d->n_logits},
+                            {d->n_tokens < below ? d->n_tokens : below, d->n_kv_slices, d->n_logits < below ? d->n_logits : below}};
     uint32_t first[YK_S_N_KINDS], next = 0;
-    step->n_tokens = d->n_tokens;
     for (uint32_t k = 0; k < YK_S_N_KINDS; k++) {
         uint32_t most = 0;
-        for (uint32_t l = 0; l < n_layers; l++) {
-            const uint32_t s = slices_of(step, l, (enum yk_stage_kind)k, z);
+        for (uint32_t l = 0; l < 2 * n_layers; l++) {
+            step->n_tokens = z[l % 2].n_tokens;
+            const uint32_t s = slices_of(step, l / 2, (enum yk_stage_kind)k, z[l % 2]);
             most = s > most ? s : most;
         }
         if (k == YK_S_GATE_UP && e->places) /* every cut unit may be a piece of its own */

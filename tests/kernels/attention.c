@@ -1,6 +1,7 @@
 /* attention.c - check of attention of one token: grouped heads, windows, sinks, both cache types. */
 #include <math.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "tests/kernels/check.h"
 
@@ -146,6 +147,85 @@ static void check_shape(check *c, const shape *s, rng *r)
     data_close(&d);
 }
 
+/* Tokens of one call give the bits they give alone, whatever part of the cache each sees; what none of them sees is not a
+ * number. */
+static void check_tokens(check *c, const shape *s, uint32_t n_tokens, uint32_t window, rng *r)
+{
+    data d;
+    data_open(&d, s, r);
+    set_params(c, "%u tokens, window %u, heads %u head_dim %u up to %u %s%s %s", n_tokens, window, s->n_heads, s->head_dim,
+               s->end, s->f16 ? "f16" : "f32", s->sinks ? " sinks" : "", fill_name(s->how));
+    const size_t n_q = (size_t)s->n_heads * s->head_dim, stride = n_q + 3;
+    float *q = guarded_new(n_tokens * stride * sizeof *q, 4), *out = guarded_new(n_tokens * stride * sizeof *out, 4),
+          *alone = guarded_new(n_q * sizeof *alone, 4);
+    yk_seen *seen = guarded_new(n_tokens * sizeof *seen, 4);
+    fill_f32(r, s->how, q, n_tokens * stride);
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        seen[t].end = s->end - (n_tokens - 1 - t);
+        seen[t].first = window && seen[t].end > window ? seen[t].end - window : 0;
+    }
+    for (uint32_t p = 0; p < seen[0].first; p++)
+        for (uint32_t i = 0; i < s->head_dim; i++) {
+            const size_t at = (size_t)(p % BLOCK) * d.a.kv_stride + i;
+            put((void *)(uintptr_t)d.k[p / BLOCK], s->f16, at, NAN);
+            put((void *)(uintptr_t)d.v[p / BLOCK], s->f16, at, NAN);
+        }
+    yk_attention a = d.a;
+    a.q = q, a.out = out, a.q_stride = a.out_stride = stride, a.n_tokens = n_tokens, a.seen = seen;
+    c->ops->attention(&a);
+    for (uint32_t t = 0; t < n_tokens; t++) {
+        a = d.a;
+        a.q = q + t * stride, a.out = alone, a.first = seen[t].first, a.end = seen[t].end;
+        c->ops->attention(&a);
+        compare_bits(c, "a token alone", out + t * stride, alone, n_q * sizeof *alone);
+        for (uint32_t i = 0; i < n_q; i++)
+            if (is_nan_bits(alone[i])) {
+                fail_check(c, "token %u: element %u is NaN", t, i);
+                break;
+            }
+        for (size_t i = n_q; i < stride; i++)
+            if (yk_f32_bits(out[t * stride + i]) != 0xa5a5a5a5u)
+                fail_check(c, "token %u: the gap behind its output was written", t);
+    }
+    guarded_free(q);
+    guarded_free(out);
+    guarded_free(alone);
+    guarded_free(seen);
+    data_close(&d);
+}
+
+/* A NaN or infinity in a query, or in a key or value that is seen, shows; positions past the end do not matter. */
+static void check_odd_values(check *c, rng *r)
+{
+    static const uint32_t dims[] = {1, 17, 64};
+    for (uint32_t i = 0; i < 3 * 6; i++) {
+        const uint32_t dim = dims[i / 6], how = i % 6, pos = how == 5 ? 300 : how == 4 ? 299 : 37;
+        const shape s = {3, dim, 0, 300, 1, i % 2, false, FILL_PLAIN};
+        data d;
+        data_open(&d, &s, r);
+        set_params(c, "NaN, kind %u, head_dim %u %s", how, dim, s.f16 ? "f16" : "f32");
+        const size_t at = pos % BLOCK * d.a.kv_stride + dim - 1;
+        if (how == 0)
+            d.q[dim + dim - 1] = NAN; /* of head 1 */
+        else if (how == 1)
+            put((void *)(uintptr_t)d.k[pos / BLOCK], s.f16, at, NAN);
+        else if (how == 5)
+            put((void *)(uintptr_t)d.k[pos / BLOCK], s.f16, at, NAN), put((void *)(uintptr_t)d.v[pos / BLOCK], s.f16, at, NAN);
+        else
+            put((void *)(uintptr_t)d.v[pos / BLOCK], s.f16, at, how == 2 ? INFINITY : NAN);
+        c->ops->attention(&d.a);
+        for (uint32_t h = 0; h < 3; h++)
+            for (uint32_t j = 0; j < dim; j++) {
+                const bool last = j == dim - 1, nan = is_nan_bits(d.out[h * dim + j]), odd = nan || isinf(d.out[h * dim + j]);
+                const bool want = how == 0 ? h == 1 : how == 1 ? true : how == 5 ? false : last;
+                c->n_compared++;
+                if ((how == 2 ? odd : nan) != want)
+                    fail_check(c, "head %u element %u is %g", h, j, (double)d.out[h * dim + j]);
+            }
+        data_close(&d);
+    }
+}
+
 void check_attention(check *c, yk_type type)
 {
     (void)type;
@@ -161,6 +241,21 @@ void check_attention(check *c, yk_type type)
                 check_shape(c, &s, &r);
         }
     }
+    static const uint32_t token_shapes[][4] = {{1, 1, 1, 0}, {2, 17, 40, 0},   {16, 272, 300, 0},  {16, 530, 530, 200},
+                                               {5, 5, 5, 1}, {70, 90, 90, 33}, {9, 1030, 1030, 0}, {3, 2, 19, 0}};
+    for (uint32_t i = 0; i < 48; i++) {
+        const uint32_t *k = token_shapes[i % 8], dim = dims[i * 5 % (sizeof dims / sizeof *dims)];
+        const shape t = {1 + rng_below(&r, 9),
+                         dim,
+                         0,
+                         k[1] > k[0] ? k[1] : k[0],
+                         1 + i % 2,
+                         i % 2,
+                         i % 3 == 0,
+                         i % 4 ? FILL_PLAIN : FILL_OUTLIERS};
+        check_tokens(c, &t, k[0], k[3], &r);
+    }
+    check_odd_values(c, &r);
     /* A sink much larger than all scores takes nearly all the weight. */
     shape s = {2, 64, 0, 40, 1, false, true, FILL_PLAIN};
     data d;
@@ -175,31 +270,120 @@ void check_attention(check *c, yk_type type)
     data_close(&d);
 }
 
+/* ---- bench: caches as the engine lays them out, 512 MiB, each call another layer and head, so that nothing comes from a
+ * cache ---- */
+
+enum { KV_HEADS = 8, POOL_MIB = 512 };
+
 typedef struct arg {
     const yk_ops *ops;
-    data d;
+    yk_attention a;
+    uint8_t *pool;
+    size_t head_bytes, layer_bytes;
+    uint32_t n_blocks, n_layers, turn;
+    const void *k[1024], *v[1024];
 } arg;
+
+/* Block b of layer l: pool[b][l][K, V][head][16][head_dim] */
+static void next_turn(arg *a)
+{
+    const uint32_t head = a->turn % KV_HEADS, layer = a->turn / KV_HEADS % a->n_layers;
+    a->turn++;
+    for (uint32_t b = 0; b < a->n_blocks; b++) {
+        const uint8_t *at = a->pool + (b * a->n_layers + layer) * a->layer_bytes + head * a->head_bytes;
+        a->k[b] = at;
+        a->v[b] = at + a->layer_bytes / 2;
+    }
+}
 
 static void call_attention(void *p)
 {
-    const arg *a = p;
-    a->ops->attention(&a->d.a);
+    arg *a = p;
+    next_turn(a);
+    a->ops->attention(&a->a);
+}
+
+/* The same bytes, read and added up, fetched ahead into the second cache. */
+static void call_read(void *p)
+{
+    arg *a = p;
+    typedef uint64_t words __attribute__((vector_size(64)));
+    words sum[4] = {{0}};
+    next_turn(a);
+    for (uint32_t b = 0; b < 2 * a->n_blocks; b++) {
+        const uint8_t *at = (b & 1 ? a->v : a->k)[b / 2],
+                      *next = b + 8 < 2 * a->n_blocks ? (b & 1 ? a->v : a->k)[b / 2 + 4] : at;
+        for (size_t i = 0; i < a->head_bytes; i += sizeof sum) {
+            words w[4];
+            memcpy(w, at + i, sizeof w);
+            for (size_t j = 0; j < sizeof w; j += 64)
+                __builtin_prefetch(next + i + j, 0, 2);
+            for (int j = 0; j < 4; j++)
+                sum[j] += w[j];
+        }
+    }
+    sum[0] += sum[1] + sum[2] + sum[3];
+    memcpy(a->a.scores, sum, sizeof sum[0]);
+}
+
+static void bench_shape(const yk_ops *ops, const shape *s, uint32_t n_tokens)
+{
+    static arg a;
+    const size_t elem = s->f16 ? 2 : 4, n_q = (size_t)s->n_heads * s->head_dim;
+    char what[64];
+    rng r = {1};
+    a = (arg){.ops = ops, .head_bytes = BLOCK * s->head_dim * elem, .n_blocks = (s->end + BLOCK - 1) / BLOCK};
+    a.layer_bytes = 2 * KV_HEADS * a.head_bytes;
+    a.n_layers = (uint32_t)(((size_t)POOL_MIB << 20) / a.layer_bytes / a.n_blocks);
+    const size_t bytes = a.n_blocks * a.n_layers * a.layer_bytes;
+    a.pool = aligned_alloc(1 << 21, bytes);
+    if (a.pool)
+        (void)madvise(a.pool, bytes, MADV_HUGEPAGE); /* as the engine's arena */
+    float *q = malloc(3 * n_q * n_tokens * sizeof *q + s->n_heads * (size_t)a.n_blocks * BLOCK * sizeof *q);
+    if (!a.pool || !q) {
+        fprintf(stderr, "check: out of memory\n");
+        exit(1);
+    }
+    for (size_t i = 0; i < bytes / elem; i++) {
+        if (i < 65536)
+            put(a.pool, s->f16, i, rng_unit(&r));
+        else
+            memcpy(a.pool + i * elem, a.pool + (i - 65536) * elem, elem);
+    }
+    fill_f32(&r, FILL_PLAIN, q, n_q * n_tokens);
+    a.a = (yk_attention){.q = q,
+                         .k_blocks = a.k,
+                         .v_blocks = a.v,
+                         .kv_stride = s->head_dim,
+                         .n_heads = s->n_heads,
+                         .head_dim = s->head_dim,
+                         .end = s->end,
+                         .scale = 1.0f / sqrtf((float)s->head_dim),
+                         .kv_f16 = s->f16,
+                         .out = q + n_q * n_tokens,
+                         .scores = q + 2 * n_q * n_tokens,
+                         .n_tokens = n_tokens,
+                         .q_stride = n_q,
+                         .out_stride = n_q};
+    snprintf(what, sizeof what, "%ux%u, %u pos %s, %u tok", s->n_heads, s->head_dim, s->end, s->f16 ? "f16" : "f32", n_tokens);
+    const double kv = 2.0 * s->end * s->head_dim * (double)elem;
+    bench_run("attention", what, call_attention, &a, kv, 4.0 * s->end * s->head_dim * s->n_heads * n_tokens);
+    if (n_tokens == 1)
+        bench_run("  plain read", what, call_read, &a, kv, 0);
+    free(a.pool);
+    free(q);
 }
 
 void bench_attention(const yk_ops *ops, yk_type type)
 {
     (void)type;
-    static arg a;
-    static check c = {.slot = "bench"};
-    c.ops = ops;
-    running = &c;
-    a.ops = ops;
-    for (int f16 = 0; f16 < 2; f16++) {
-        const shape s = {4, 128, 0, 4096, 1, f16 != 0, false, FILL_PLAIN};
-        rng r = {1};
-        data_open(&a.d, &s, &r);
-        bench_run("attention", f16 ? "4 heads 128, 4096 pos f16" : "4 heads 128, 4096 pos f32", call_attention, &a,
-                  4096.0 * 128 * 2 * (f16 ? 2 : 4), 4096.0 * 128 * 4 * 4);
-        data_close(&a.d);
-    }
+    static const shape shapes[] = {
+        {1, 128, 0, 4096, 1, true, false, FILL_PLAIN},  {4, 64, 0, 4096, 1, true, false, FILL_PLAIN},
+        {4, 128, 0, 4096, 1, true, false, FILL_PLAIN},  {8, 128, 0, 4096, 1, true, false, FILL_PLAIN},
+        {4, 128, 0, 16384, 1, true, false, FILL_PLAIN}, {8, 128, 0, 16384, 1, true, false, FILL_PLAIN},
+        {4, 128, 0, 4096, 1, false, false, FILL_PLAIN}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        bench_shape(ops, &shapes[i], 1);
+    for (uint32_t heads = 1; heads <= 8; heads *= 2)
+        bench_shape(ops, &(shape){heads, 128, 0, 2048, 1, true, false, FILL_PLAIN}, 16);
 }

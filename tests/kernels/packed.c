@@ -1,8 +1,10 @@
 /* packed.c - checks of matmul_packed: the file's weights in double against the kernels' result on the packed form. */
 #include <math.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "cpu/pack.h"
+#include "src/base/clock.h"
 #include "tests/kernels/check.h"
 
 enum { MAX_TOKENS = 150 };
@@ -196,6 +198,67 @@ static void check_nan(check *c, yk_type type)
     data_close(&d);
 }
 
+/* A block whose scale is NaN makes its row NaN, and no other. */
+static void check_nan_scale(check *c, yk_type type)
+{
+    rng r = {c->seed + 8};
+    const shape s = {21, 512, 9, 0, false, FILL_PLAIN};
+    const uint32_t row = 19, at = 7; /* byte of the block 288 columns in */
+    data d;
+    set_params(c, "a NaN in row %u", row);
+    data_open(&d, c->ops, type, &s, &r);
+    if (type == YK_TYPE_MXFP4) {
+        d.file[row * d.row_bytes + 17 * (at + 2)] = 255;
+    } else {
+        uint64_t skip = 0;
+        yk_type_row_bytes(type, 256, &skip);
+        skip += type == YK_TYPE_Q2_K ? 80 : type == YK_TYPE_Q3_K ? 108 : type == YK_TYPE_Q6_K ? 208 : 0;
+        memcpy(d.file + row * d.row_bytes + skip, type == YK_TYPE_F32 ? "\0\0\xc0\x7f" : "\xc0\x7f",
+               type == YK_TYPE_F32 ? 4 : 2);
+    }
+    pack_with_gaps(&d, type, s.n_rows, s.n_cols);
+    c->ops->matmul_packed[type](&d.m);
+    for (uint32_t t = 0; t < s.n_tokens; t++) {
+        for (uint32_t i = 0; i < s.n_rows; i++) {
+            c->n_compared++;
+            if (is_nan_bits(d.y[t * d.m.y_stride + i]) != (i == row))
+                fail_check(c, "row %u of token %u is %g", i, t, (double)d.y[t * d.m.y_stride + i]);
+        }
+    }
+    data_close(&d);
+}
+
+/* Tiles further apart than they must be: `down` as it lies in cut units. */
+static void check_tile_stride(check *c, yk_type type)
+{
+    const uint32_t n_cols = yk_type_get(type)->block_elems == 256 ? 1024 : 864,
+                   n_tiles = (n_cols + YK_TILE_COLS - 1) / YK_TILE_COLS;
+    const uint64_t tile = yk_tile_bytes(type, YK_TILE_COLS), stride = tile + 192;
+    rng r = {c->seed + 9};
+    const shape s = {40, n_cols, 11, 0, true, FILL_PLAIN};
+    data d;
+    set_params(c, "tiles %u bytes apart", (unsigned)stride);
+    data_open(&d, c->ops, type, &s, &r);
+    c->ops->matmul_packed[type](&d.m);
+    const uint64_t panel = n_tiles * stride;
+    uint8_t *w = guarded_new(3 * panel, 0);
+    float *y = guarded_new(s.n_tokens * d.m.y_stride * sizeof *y, 4);
+    memset(w, 0xff, 3 * panel);
+    memset(y, 0xa5, s.n_tokens * d.m.y_stride * sizeof *y);
+    for (uint32_t p = 0; p < 3; p++)
+        for (uint32_t i = 0; i < n_tiles; i++) {
+            const uint32_t cols = n_cols - i * YK_TILE_COLS < YK_TILE_COLS ? n_cols - i * YK_TILE_COLS : YK_TILE_COLS;
+            memcpy(w + p * panel + i * stride, d.w + p * d.m.panel_bytes + i * tile, yk_tile_bytes(type, cols));
+        }
+    yk_matmul_packed m = d.m;
+    m.w = w, m.panel_bytes = panel, m.tile_stride = stride, m.y = y;
+    c->ops->matmul_packed[type](&m);
+    compare_bits(c, "tile stride", y, d.y, s.n_tokens * d.m.y_stride * sizeof *y);
+    guarded_free(w);
+    guarded_free(y);
+    data_close(&d);
+}
+
 void check_matmul_packed(check *c, yk_type type)
 {
     static const uint32_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 31};
@@ -218,6 +281,8 @@ void check_matmul_packed(check *c, yk_type type)
     }
     check_shape(c, type, &(shape){20, 512, MAX_TOKENS - 2, 0, true, FILL_PLAIN}, &r);
     check_nan(c, type);
+    check_nan_scale(c, type);
+    check_tile_stride(c, type);
 }
 
 /* ---- bench ---- */
@@ -252,10 +317,86 @@ static void bench_tokens(const yk_ops *ops, yk_type type, uint32_t n_rows, uint3
     data_close(&a.d);
 }
 
+/* ---- share of the read rate: weights larger than the caches, read and multiplied by turns ---- */
+
+enum { SHARE_BYTES = 192 << 20, SHARE_ROUNDS = 5, HUGE_PAGE = 2 << 20 };
+typedef uint64_t line64 __attribute__((vector_size(64)));
+
+/* Sum of all words, with the kernels' prefetch. */
+static uint64_t read_all(const uint8_t *p, size_t n)
+{
+    line64 a = {0}, b = {0};
+    for (size_t i = 0; i + 128 <= n; i += 128) {
+        __builtin_prefetch(p + i + 2048);
+        __builtin_prefetch(p + i + 2048 + 64);
+        __builtin_prefetch(p + i + 16384, 0, 2);
+        __builtin_prefetch(p + i + 16384 + 64, 0, 2);
+        a += *(const line64 *)(const void *)(p + i);
+        b += *(const line64 *)(const void *)(p + i + 64);
+    }
+    a += b;
+    return a[0] + a[1] + a[2] + a[3] + a[4] + a[5] + a[6] + a[7];
+}
+
+static int by_size(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void bench_share(const yk_ops *ops, yk_type type)
+{
+    static const uint32_t tokens[] = {1, 2, 4, 8, 16};
+    static check c = {.slot = "bench"};
+    rng r = {1};
+    data d;
+    double rate[1 + 5][SHARE_ROUNDS];
+    volatile uint64_t sink = 0;
+    c.ops = ops;
+    running = &c;
+    data_open(&d, ops, type, &(shape){16, 4096, 16, 0, false, FILL_PLAIN}, &r);
+    const uint64_t panel = yk_panel_bytes(type, 4096);
+    const uint32_t n_panels = (uint32_t)(SHARE_BYTES / panel), n_rows = n_panels * YK_TILE_ROWS;
+    const uint64_t bytes = n_panels * panel;
+    uint8_t *map = mmap(NULL, SHARE_BYTES + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    float *y = malloc((size_t)n_rows * 16 * sizeof *y);
+    if (map != MAP_FAILED && y) {
+        uint8_t *w = (uint8_t *)(((uintptr_t)map + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+        madvise(w, SHARE_BYTES, MADV_HUGEPAGE);
+        memset(y, 0, (size_t)n_rows * 16 * sizeof *y);
+        for (uint32_t p = 0; p < n_panels; p++)
+            memcpy(w + p * panel, d.w, panel);
+        yk_matmul_packed m = d.m;
+        m.w = w, m.panel_bytes = panel, m.n_rows = n_rows, m.y = y, m.y_stride = n_rows;
+        for (int i = 0; i < SHARE_ROUNDS; i++) {
+            for (int k = 0; k < 6; k++) {
+                const uint64_t start = yk_now_ns();
+                if (k == 0)
+                    sink = sink + read_all(w, bytes);
+                m.n_tokens = tokens[k ? k - 1 : 0];
+                if (k)
+                    ops->matmul_packed[type](&m);
+                rate[k][i] = (double)bytes / (double)(yk_now_ns() - start);
+            }
+        }
+        for (int k = 0; k < 6; k++)
+            qsort(rate[k], SHARE_ROUNDS, sizeof(double), by_size);
+        const double read = rate[0][SHARE_ROUNDS / 2];
+        printf("matmul_packed-%-6s from memory: read %5.1f GB/s; share of it with", yk_type_get(type)->name, read);
+        for (int k = 1; k < 6; k++)
+            printf(" %2u tokens %3.0f %%%s", tokens[k - 1], 100 * rate[k][SHARE_ROUNDS / 2] / read, k < 5 ? "," : "\n");
+    }
+    if (map != MAP_FAILED)
+        munmap(map, SHARE_BYTES + HUGE_PAGE);
+    free(y);
+    data_close(&d);
+}
+
 void bench_matmul_packed(const yk_ops *ops, yk_type type)
 {
     bench_tokens(ops, type, 4096, 1);
     bench_tokens(ops, type, 4096, 4);
     bench_tokens(ops, type, 256, 8);
     bench_tokens(ops, type, 256, 64);
+    bench_share(ops, type);
 }
