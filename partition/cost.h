@@ -11,6 +11,7 @@ typedef struct yk_cost {
     double launch_s, hand_s;
     double link_s_per_byte, link_s, back_s_per_byte;
     double overlap_cpu_rate;  /* bytes/s the CPU can read while the link copies */
+    double shared_rate;       /* > 0: the pair was not measured; CPU and link together read at most so many bytes/s */
     double overlap_link_slow; /* factor >= 1 on the link while the CPU reads at that rate */
 } yk_cost;
 
@@ -47,7 +48,12 @@ void yk_cost_add(const yk_cost *cost, yk_load *load, const yk_shape_layer *layer
 typedef enum yk_bound { YK_BOUND_CPU, YK_BOUND_GPU, YK_BOUND_LINK, YK_BOUND_HAND_OFF, YK_BOUND_N } yk_bound;
 const char *yk_bound_name(yk_bound b);
 
-/* Seconds of a layer. bound (may be NULL): seconds by what they wait for are added. */
+/* Seconds of a layer's attention with norms, router and KV, on the device or the CPU. */
+double yk_cost_attn(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool on_device);
+/* Seconds of a layer whose attention takes attn_s. bound (may be NULL): seconds by what they wait for are added. */
+double yk_cost_join(const yk_cost *cost, const yk_step_kind *step, bool attn_on_device, double attn_s, const yk_load *load,
+                    double bound[YK_BOUND_N]);
+/* Both. */
 double yk_cost_layer(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool attn_on_device, const yk_load *load,
                      double bound[YK_BOUND_N]);
 /* Seconds to move the residual stream of a step to the other side. */
@@ -57,5 +63,31 @@ double yk_cost_head(const yk_cost *cost, const yk_step_kind *step, bool on_devic
 
 /* Seconds of a step under a plan that passed the checker; everything that is not on the host counts as the cost's device. */
 double yk_cost_plan(const yk_cost *cost, const yk_plan *plan, const yk_step_kind *step, double bound[YK_BOUND_N]);
+
+/* Are two layers of one shape alike in all that counts here? */
+bool yk_cost_same_layer(const yk_shape_layer *a, const yk_shape_layer *b);
+
+/* A plan in short, for pricing many steps: experts that are treated alike are counted, layers that are alike are priced
+ * once. The plan must outlive it and stay as it is. The same seconds as yk_cost_plan, but for the rounding of sums. Freed by
+ * yk_free(layers). */
+enum { YK_DIGEST_RUNS = 8 };
+typedef struct yk_digest_layer {
+    uint32_t like;                /* a layer before it that takes the same time, or itself */
+    uint32_t n;                   /* runs; more than YK_DIGEST_RUNS: look at the plan's slices */
+    yk_slice run[YK_DIGEST_RUNS]; /* expert: the first one of it */
+    uint32_t count[YK_DIGEST_RUNS];
+    double s, bound[YK_BOUND_N]; /* of the step priced last */
+} yk_digest_layer;
+typedef struct yk_digest {
+    const yk_plan *plan;
+    yk_digest_layer *layers; /* [n_layers] */
+} yk_digest;
+yk_status yk_digest_make(yk_digest *out, const yk_plan *plan, const yk_shape *shape, yk_error *err);
+double yk_digest_step(yk_digest *digest, const yk_cost *cost, const yk_step_kind *step, double bound[YK_BOUND_N]);
+
+/* Tokens from which copying the whole part instance (an expert; all units of a dense FFN) to the device and computing there
+ * is faster than the CPU, both alone; 0: never below 2^20. split (may be NULL): how many of n tokens the CPU should take
+ * while the copy and the device's share go on, so that both end together; 0 when n is below the break-even. */
+double yk_cost_break_even(const yk_cost *cost, const yk_shape_part *part, uint32_t n, double *split);
 
 #endif

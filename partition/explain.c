@@ -7,7 +7,7 @@
 #include "partition/solve.h"
 #include "partition/text.h"
 
-enum { MAX_ROWS = 12 };
+enum { MAX_ROWS = 10 };
 
 /* Share of a layer by kind in decode and prefill; layers with the same row are shown together. */
 typedef struct row {
@@ -87,6 +87,60 @@ static void put_memory(yk_text *t, const yk_plan *plan, const yk_shape *shape, c
     }
 }
 
+static void put_bounds(yk_text *t, const yk_plan_speed *s)
+{
+    static const struct {
+        const char *name, *decode, *prefill;
+    } words[YK_PLAN_N_BOUNDS] = {{"cpu", "CPU reads", "the CPU"},
+                                 {"gpu", "the GPU", "the GPU"},
+                                 {"link", "the link", "the link"},
+                                 {"hand-off", "handing over", "handing over"}};
+    yk_text_put(t, "\n");
+    for (int phase = 0; phase < 2; phase++) {
+        const char *word = s->bound[phase];
+        bool any = false;
+        for (int k = 0; k < YK_PLAN_N_BOUNDS; k++)
+            if (strcmp(s->bound[phase], words[k].name) == 0)
+                word = phase ? words[k].prefill : words[k].decode;
+        if (!*word)
+            continue;
+        yk_text_put(t, "%s is bound by %s: %.0f %% of the %s", phase ? "prefill" : "decode", word, 100 * s->bound_share[phase],
+                    phase ? "time" : "token");
+        for (int k = 0; k < YK_PLAN_N_BOUNDS; k++)
+            if (strcmp(s->bound[phase], words[k].name) != 0 && s->share[phase][k] >= 0.005) {
+                yk_text_put(t, "%s%s %.0f %%", any ? ", " : " (", words[k].name, 100 * s->share[phase][k]);
+                any = true;
+            }
+        yk_text_put(t, "%s\n", any ? ")" : "");
+    }
+}
+
+static void put_help(yk_text *t, const yk_plan_speed *s)
+{
+    for (uint32_t i = 0; i < s->n_help; i++) {
+        const yk_plan_help *h = &s->help[i];
+        const double d = h->decode_tps / s->decode_tps[0].value, p = h->prefill_tps / s->prefill_tps[0].value;
+        yk_text_put(t, "%s would give decode %.3g tok/s (%+.1f %%), prefill %.4g (%+.1f %%)\n", h->name, h->decode_tps,
+                    100 * (d - 1), h->prefill_tps, 100 * (p - 1));
+    }
+}
+
+static void put_assign(yk_text *t, const yk_plan *plan, const yk_plan_limits *limits)
+{
+    for (uint32_t l = 0; l < plan->n_layers; l++) {
+        const yk_plan_assign *a = &plan->layers[l].assign;
+        if (!a->given)
+            continue;
+        const int c = yk_chunk_of(limits->batch);
+        yk_text_put(t, "layer %u: over the link go %.0f %% of the misses at 1 token, %.0f %% at 17-32, %.0f %% in prefill", l,
+                    100 * a->link_share[YK_B_1], 100 * a->link_share[YK_B_32], 100 * a->link_share[YK_B_PREFILL + c]);
+        if (a->break_even_tokens > 0)
+            yk_text_put(t, "; copying pays from %.0f tokens", a->break_even_tokens);
+        yk_text_put(t, "\n");
+        return;
+    }
+}
+
 static void put_speed(yk_text *t, const yk_plan *plan)
 {
     const yk_plan_speed *s = &plan->speed;
@@ -97,12 +151,23 @@ static void put_speed(yk_text *t, const yk_plan *plan)
     yk_text_put(t, "\npredicted  decode");
     for (uint32_t i = 0; i < s->n_depths; i++)
         yk_text_put(t, "%s %.3g tok/s at %u", i ? "," : "", s->decode_tps[i].value, s->decode_tps[i].at);
-    yk_text_put(t, "; bound by %s, %.0f %% of the token\n", s->bound[0], 100 * s->bound_share[0]);
+    if (s->n_depths) {
+        yk_text_put(t, "; together");
+        for (int b = 1; b < YK_B_PREFILL; b++)
+            yk_text_put(t, "%s %.3g with %u", b > 1 ? "," : "", s->batch_tps[b][0].value, yk_bucket_tokens((yk_bucket)b));
+        yk_text_put(t, " sequences\n");
+    } else
+        yk_text_put(t, "\n");
     for (uint32_t i = 0; i < s->n_chunks; i++)
-        yk_text_put(t, "           prefill %.4g tok/s in chunks of %u; bound by %s, %.0f %% of the time\n",
-                    s->prefill_tps[i].value, s->prefill_tps[i].at, s->bound[1], 100 * s->bound_share[1]);
+        yk_text_put(t, "%s %.4g tok/s in chunks of %u", i ? "," : "           prefill", s->prefill_tps[i].value,
+                    s->prefill_tps[i].at);
+    yk_text_put(t, "%s", s->n_chunks ? "\n" : "");
     for (uint32_t i = 0; i < s->n_prompts; i++)
-        yk_text_put(t, "           first token of a prompt of %u after %.3g s\n", s->ttft_ms[i].at, s->ttft_ms[i].value / 1e3);
+        yk_text_put(t, "%s of %u after %.3g s", i ? "," : "           first token: prompt", s->ttft_ms[i].at,
+                    s->ttft_ms[i].value / 1e3);
+    yk_text_put(t, "%s", s->n_prompts ? "\n" : "");
+    put_bounds(t, s);
+    put_help(t, s);
     if (plan->n_alternatives)
         yk_text_put(t, "\nwhy not                        decode   prefill tok/s   (same model of the machine, same budget)\n");
     for (uint32_t i = 0; i < plan->n_alternatives; i++) {
@@ -114,8 +179,8 @@ static void put_speed(yk_text *t, const yk_plan *plan)
     }
 }
 
-yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits,
-                               char **out, size_t *n_bytes, yk_error *err)
+yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const yk_machine *machine,
+                               const yk_plan_limits *limits, char **out, size_t *n_bytes, yk_error *err)
 {
     yk_text t = {0};
     double all = (double)shape->embd.bytes + (shape->tied ? 0 : (double)shape->head.bytes);
@@ -135,6 +200,7 @@ yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const
     if (*plan->note)
         yk_text_put(&t, "%s\n", plan->note);
     put_layers(&t, plan, shape);
+    put_assign(&t, plan, limits);
     put_memory(&t, plan, shape, limits);
     put_speed(&t, plan);
     return yk_text_take(&t, out, n_bytes, "the explanation of a plan", err);

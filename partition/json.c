@@ -174,6 +174,9 @@ yk_status yk_json_text(const yk_jv *at, const char *key, size_t cap, yk_json_nee
     if (n >= cap)
         return yk_json_fail(&m, "has %zu bytes, at most %zu are possible", n, cap - 1);
     memcpy(out, json_string_value(m.v), n + 1);
+    for (char *p = out; *p; p++) /* notes and names are shown on a terminal, in one line */
+        if ((unsigned char)*p < 0x20 || *p == 0x7f)
+            *p = '?';
     return YK_OK;
 }
 

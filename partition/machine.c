@@ -17,6 +17,14 @@
 
 static const char *const bucket_names[YK_N_BUCKETS] = {"1", "2-4", "5-8", "9-16", "17-32", "prefill"};
 static const uint32_t bucket_tokens[YK_B_PREFILL] = {1, 4, 8, 16, 32};
+static const uint32_t fit_tokens[YK_FIT_TOKENS] = {1, 4, 8, 16, 32, 64, 128, 256, 512};
+static const char *const fit_names[YK_FIT_TOKENS] = {"1", "4", "8", "16", "32", "64", "128", "256", "512"};
+static const char *const link_names[YK_LINK_FITS] = {"to_device", "to_host", "pageable_to_device", "pageable_to_host"};
+
+uint32_t yk_fit_tokens(uint32_t i)
+{
+    return fit_tokens[i];
+}
 
 const char *yk_bucket_name(yk_bucket b)
 {
@@ -57,6 +65,56 @@ int yk_machine_find(const yk_machine *machine, const char *name)
 
 /* ---- reading ---- */
 
+/* Member `key`, a fit of bytes over time; stays as it is when it is absent. */
+static yk_status read_fit(const yk_jv *at, const char *key, yk_fit *f)
+{
+    yk_jv v;
+    YK_TRY(yk_json_member(at, key, JSON_OBJECT, YK_JSON_OPTIONAL, &v));
+    if (!v.v)
+        return YK_OK;
+    YK_TRY(yk_json_f64(&v, "bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &f->per_s));
+    YK_TRY(yk_json_f64(&v, "ns", 0, NS_MAX, YK_JSON_OPTIONAL, &f->ns));
+    YK_TRY(yk_json_f64(&v, "best_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &f->best_per_s));
+    return yk_json_f64(&v, "spread", 0, 1e6, YK_JSON_OPTIONAL, &f->spread);
+}
+
+static yk_status read_fits(const yk_jv *at, yk_rates *r)
+{
+    yk_jv fits, row;
+    YK_TRY(read_fit(at, "attention_fit", &r->attention_fit));
+    YK_TRY(yk_json_member(at, "product_fits", JSON_OBJECT, YK_JSON_OPTIONAL, &fits));
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT && fits.v; t++) {
+        if (!yk_type_get(t))
+            continue;
+        YK_TRY(yk_json_member(&fits, yk_type_get(t)->name, JSON_OBJECT, YK_JSON_OPTIONAL, &row));
+        for (int i = 0; i < YK_FIT_TOKENS && row.v; i++)
+            YK_TRY(read_fit(&row, fit_names[i], &r->product_fit[t][i]));
+    }
+    return YK_OK;
+}
+
+static yk_status read_reads(const yk_jv *cpu, yk_machine *m)
+{
+    yk_jv list, v;
+    YK_TRY(yk_json_member(cpu, "reads", JSON_ARRAY, YK_JSON_OPTIONAL, &list));
+    const size_t n = list.v ? json_array_size(list.v) : 0;
+    if (n > YK_MAX_READS)
+        return yk_json_fail(&list, "has %zu entries, at most %d are possible", n, YK_MAX_READS);
+    for (size_t i = 0; i < n; i++) {
+        yk_read_rate *r = &m->reads[i];
+        YK_TRY(yk_json_element(&list, i, JSON_OBJECT, &v));
+        YK_TRY(yk_json_u32(&v, "threads", 1, 65536, YK_JSON_REQUIRED, &r->threads));
+        r->node = YK_ALL_NODES;
+        YK_TRY(yk_json_u32(&v, "node", 0, 65535, YK_JSON_OPTIONAL, &r->node));
+        YK_TRY(yk_json_u64(&v, "page_bytes", 1, BYTES_MAX, YK_JSON_REQUIRED, &r->page_bytes));
+        YK_TRY(yk_json_f64(&v, "bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &r->fit.per_s));
+        YK_TRY(yk_json_f64(&v, "best_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &r->fit.best_per_s));
+        YK_TRY(yk_json_f64(&v, "spread", 0, 1e6, YK_JSON_OPTIONAL, &r->fit.spread));
+    }
+    m->n_reads = (uint32_t)n;
+    return YK_OK;
+}
+
 static yk_status read_rates(const yk_jv *at, bool is_device, yk_rates *r)
 {
     yk_jv products, prefill, row;
@@ -84,28 +142,39 @@ static yk_status read_rates(const yk_jv *at, bool is_device, yk_rates *r)
                                     r->product[t][0], r->read_bytes_per_s);
         n++;
     }
+    YK_TRY(read_fits(at, r));
     return n ? YK_OK : yk_json_fail(&products, "has no weight type; at least one is needed, for example \"Q4_0\"");
 }
 
 static yk_status read_link(const yk_jv *at, const yk_machine *m, yk_machine_device *d)
 {
-    yk_jv link, overlap;
+    yk_jv link, overlap, fits;
     YK_TRY(yk_json_member(at, "link", JSON_OBJECT, YK_JSON_REQUIRED, &link));
     YK_TRY(yk_json_f64(&link, "to_device_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &d->to_device_bytes_per_s));
     YK_TRY(yk_json_f64(&link, "to_host_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &d->to_host_bytes_per_s));
     YK_TRY(yk_json_f64(&link, "to_device_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->to_device_ns));
     YK_TRY(yk_json_f64(&link, "to_host_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->to_host_ns));
+    YK_TRY(
+        yk_json_f64(&link, "both_to_device_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &d->both_to_device_bytes_per_s));
+    YK_TRY(yk_json_f64(&link, "both_to_host_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &d->both_to_host_bytes_per_s));
+    YK_TRY(yk_json_member(&link, "fits", JSON_OBJECT, YK_JSON_OPTIONAL, &fits));
+    for (int i = 0; i < YK_LINK_FITS && fits.v; i++)
+        YK_TRY(read_fit(&fits, link_names[i], &d->link_fit[i]));
     const double host = m->rates.read_bytes_per_s;
     if (!d->same_silicon && !d->shared_memory && d->to_device_bytes_per_s > SLACK * host)
         return yk_json_fail_key(&link, "to_device_bytes_per_s",
                                 "%g is faster than the memory it reads (machine.cpu.read_bytes_per_s %g)",
                                 d->to_device_bytes_per_s, host);
+    if (d->both_to_device_bytes_per_s > SLACK * d->to_device_bytes_per_s)
+        return yk_json_fail_key(&link, "both_to_device_bytes_per_s", "%g is faster than copies one way (%g)",
+                                d->both_to_device_bytes_per_s, d->to_device_bytes_per_s);
     YK_TRY(yk_json_member(at, "overlap", JSON_OBJECT, YK_JSON_OPTIONAL, &overlap));
     if (!overlap.v)
         return YK_OK;
     YK_TRY(yk_json_f64(&overlap, "cpu_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &d->overlap_cpu_bytes_per_s));
     YK_TRY(yk_json_f64(&overlap, "to_device_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED,
                        &d->overlap_to_device_bytes_per_s));
+    YK_TRY(yk_json_f64(&overlap, "device_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &d->overlap_device_bytes_per_s));
     if (d->overlap_to_device_bytes_per_s > SLACK * d->to_device_bytes_per_s)
         return yk_json_fail_key(&overlap, "to_device_bytes_per_s", "%g is faster than the link alone (%g)",
                                 d->overlap_to_device_bytes_per_s, d->to_device_bytes_per_s);
@@ -140,6 +209,8 @@ static yk_status read_device(const yk_jv *at, yk_machine *m, uint32_t index)
     YK_TRY(yk_json_bool(at, "shared_memory", YK_JSON_OPTIONAL, &d->shared_memory));
     YK_TRY(yk_json_f64(at, "launch_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->launch_ns));
     YK_TRY(yk_json_f64(at, "hand_off_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->hand_off_ns));
+    YK_TRY(yk_json_f64(at, "hand_off_p99_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &d->hand_off_p99_ns));
+    YK_TRY(read_fit(at, "copy_fit", &d->copy_fit));
     YK_TRY(read_rates(at, true, &d->rates));
     return read_link(at, m, d);
 }
@@ -154,6 +225,7 @@ static yk_status read_machine(const yk_jv *at, yk_machine *m)
     YK_TRY(yk_json_text(at, "time", sizeof m->time, YK_JSON_OPTIONAL, m->time));
     YK_TRY(yk_json_text(at, "source", sizeof m->source, YK_JSON_OPTIONAL, m->source));
     YK_TRY(yk_json_bool(at, "noisy", YK_JSON_OPTIONAL, &m->noisy));
+    YK_TRY(yk_json_text(at, "noisy_items", sizeof m->noisy_items, YK_JSON_OPTIONAL, m->noisy_items));
     YK_TRY(yk_json_member(at, "cpu", JSON_OBJECT, YK_JSON_REQUIRED, &cpu));
     YK_TRY(yk_json_text(&cpu, "name", sizeof m->cpu, YK_JSON_OPTIONAL, m->cpu));
     YK_TRY(yk_json_text(&cpu, "isa", sizeof m->isa, YK_JSON_OPTIONAL, m->isa));
@@ -161,6 +233,7 @@ static yk_status read_machine(const yk_jv *at, yk_machine *m)
     YK_TRY(yk_json_u64(&cpu, "memory_bytes", 1, BYTES_MAX, YK_JSON_REQUIRED, &m->memory_bytes));
     m->threads = (uint32_t)threads;
     YK_TRY(read_rates(&cpu, false, &m->rates));
+    YK_TRY(read_reads(&cpu, m));
     YK_TRY(yk_json_member(at, "devices", JSON_ARRAY, YK_JSON_OPTIONAL, &devices));
     const size_t n = devices.v ? json_array_size(devices.v) : 0;
     if (n > YK_MAX_DEVICES)
@@ -238,6 +311,66 @@ static void set_real(yk_text *t, json_t *o, const char *key, double x)
         t->failed = true;
 }
 
+static json_t *fit_json(yk_text *t, const yk_fit *f, bool fixed)
+{
+    json_t *o = json_object();
+    if (fixed)
+        set_real(t, o, "ns", f->ns);
+    set_real(t, o, "bytes_per_s", f->per_s);
+    if (f->best_per_s >= RATE_MIN)
+        set_real(t, o, "best_bytes_per_s", f->best_per_s);
+    set_real(t, o, "spread", f->spread);
+    return o;
+}
+
+static void put_fit(object *o, const char *key, const yk_fit *f)
+{
+    if (!(f->per_s >= RATE_MIN))
+        return;
+    put_key(o, key);
+    yk_text_put_json(o->t, fit_json(o->t, f, true));
+}
+
+static void put_fits(object *o, const yk_rates *r)
+{
+    bool first = true;
+    put_fit(o, "attention_fit", &r->attention_fit);
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        for (int i = 0, any = 0; i < YK_FIT_TOKENS; i++) {
+            const yk_fit *f = &r->product_fit[t][i];
+            if (!(f->per_s >= RATE_MIN) || !yk_type_get(t))
+                continue;
+            if (first)
+                put_key(o, "product_fits");
+            if (!any)
+                yk_text_put(o->t, "%s\n%s \"%s\": {", first ? "{" : "},", o->indent, yk_type_get(t)->name);
+            yk_text_put(o->t, "%s\n%s  \"%s\": ", any ? "," : "", o->indent, fit_names[i]);
+            yk_text_put_json(o->t, fit_json(o->t, f, true));
+            first = false;
+            any = 1;
+        }
+    if (!first)
+        yk_text_put(o->t, "}}");
+}
+
+static void put_reads(object *o, const yk_machine *m)
+{
+    if (!m->n_reads)
+        return;
+    put_key(o, "reads");
+    for (uint32_t i = 0; i < m->n_reads; i++) {
+        const yk_read_rate *r = &m->reads[i];
+        json_t *v = fit_json(o->t, &r->fit, false);
+        if (json_object_set_new(v, "threads", json_integer(r->threads)) != 0 ||
+            json_object_set_new(v, "page_bytes", json_integer((json_int_t)r->page_bytes)) != 0 ||
+            (r->node != YK_ALL_NODES && json_object_set_new(v, "node", json_integer(r->node)) != 0))
+            o->t->failed = true;
+        yk_text_put(o->t, "%s\n%s ", i ? "," : "[", o->indent);
+        yk_text_put_json(o->t, v);
+    }
+    yk_text_put(o->t, "]");
+}
+
 static void put_rates(object *o, const yk_rates *r, bool is_device)
 {
     put_f64(o, "read_bytes_per_s", r->read_bytes_per_s, RATE_MIN);
@@ -269,6 +402,27 @@ static void put_rates(object *o, const yk_rates *r, bool is_device)
     yk_text_put_json(o->t, prefill);
 }
 
+static void put_link(yk_text *t, const yk_machine_device *d)
+{
+    object link = {t, "    ", false}, fits = {t, "     ", false};
+    yk_text_put(t, "{");
+    put_f64(&link, "to_device_bytes_per_s", d->to_device_bytes_per_s, RATE_MIN);
+    put_f64(&link, "to_device_ns", d->to_device_ns, 0);
+    put_f64(&link, "to_host_bytes_per_s", d->to_host_bytes_per_s, RATE_MIN);
+    put_f64(&link, "to_host_ns", d->to_host_ns, 0);
+    put_f64(&link, "both_to_device_bytes_per_s", d->both_to_device_bytes_per_s, RATE_MIN);
+    put_f64(&link, "both_to_host_bytes_per_s", d->both_to_host_bytes_per_s, RATE_MIN);
+    for (int i = 0; i < YK_LINK_FITS; i++)
+        if (d->link_fit[i].per_s >= RATE_MIN) {
+            if (!fits.any) {
+                put_key(&link, "fits");
+                yk_text_put(t, "{");
+            }
+            put_fit(&fits, link_names[i], &d->link_fit[i]);
+        }
+    yk_text_put(t, fits.any ? "}}" : "}");
+}
+
 static void put_device(yk_text *t, const yk_machine_device *d)
 {
     object o = {t, "   ", false};
@@ -282,21 +436,19 @@ static void put_device(yk_text *t, const yk_machine_device *d)
     put_flag(&o, "shared_memory", d->shared_memory);
     put_f64(&o, "launch_ns", d->launch_ns, 0);
     put_f64(&o, "hand_off_ns", d->hand_off_ns, 0);
+    put_f64(&o, "hand_off_p99_ns", d->hand_off_p99_ns, 0x1p-1000);
     put_rates(&o, &d->rates, true);
+    put_fit(&o, "copy_fit", &d->copy_fit);
+    put_fits(&o, &d->rates);
     put_key(&o, "link");
-    yk_text_put(t, "{");
-    object link = {t, "    ", false};
-    put_f64(&link, "to_device_bytes_per_s", d->to_device_bytes_per_s, RATE_MIN);
-    put_f64(&link, "to_device_ns", d->to_device_ns, 0);
-    put_f64(&link, "to_host_bytes_per_s", d->to_host_bytes_per_s, RATE_MIN);
-    put_f64(&link, "to_host_ns", d->to_host_ns, 0);
-    yk_text_put(t, "}");
+    put_link(t, d);
     if (d->overlap_cpu_bytes_per_s > 0) {
         put_key(&o, "overlap");
         yk_text_put(t, "{");
         object overlap = {t, "    ", false};
         put_f64(&overlap, "cpu_bytes_per_s", d->overlap_cpu_bytes_per_s, RATE_MIN);
         put_f64(&overlap, "to_device_bytes_per_s", d->overlap_to_device_bytes_per_s, RATE_MIN);
+        put_f64(&overlap, "device_bytes_per_s", d->overlap_device_bytes_per_s, RATE_MIN);
         yk_text_put(t, "}");
     }
     yk_text_put(t, "\n  }");
@@ -313,6 +465,7 @@ yk_status yk_machine_write(const yk_machine *m, char **out, size_t *n_bytes, yk_
     put_text(&top, "build", m->build);
     put_text(&top, "time", m->time);
     put_flag(&top, "noisy", m->noisy);
+    put_text(&top, "noisy_items", m->noisy_items);
     put_key(&top, "cpu");
     yk_text_put(&t, "{");
     put_text(&cpu, "name", m->cpu);
@@ -320,6 +473,8 @@ yk_status yk_machine_write(const yk_machine *m, char **out, size_t *n_bytes, yk_
     put_u64(&cpu, "threads", m->threads);
     put_u64(&cpu, "memory_bytes", m->memory_bytes);
     put_rates(&cpu, &m->rates, false);
+    put_reads(&cpu, m);
+    put_fits(&cpu, &m->rates);
     yk_text_put(&t, "\n }");
     put_key(&top, "devices");
     yk_text_put(&t, "[");

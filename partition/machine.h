@@ -4,13 +4,15 @@
  * product with n activations takes, so 1 / rate falls when more tokens make it slower; for the bucket "prefill" the rate is
  * bytes times tokens per second.
  *
- * What a file leaves out is replaced by these rules (yk_lane_resolve), 0 in the struct means "left out" (of a device's times:
- * -1): a token bucket       the time of the next smaller bucket, scaled by the ratio of tokens (no gain from batching is
- * assumed) a weight type        the rates of the measured type with the nearest bits per weight, the lower type number of two
- * equally near device: read         the highest product rate at one token cpu.attention_flops  (and of devices) two operations
- * per weight of the prefill rate of the fastest type link to host         as link to device overlap              the CPU is
- * left what the link does not take: max(read - to_device, read / 10); the link keeps its rate hand_off, launch, latencies,
- * fixed cost: on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0 */
+ * What a file leaves out is replaced by these rules (yk_lane_resolve); 0 in the struct means "left out" (of a device's times: -1):
+ *   a token bucket       the time of the next smaller bucket, scaled by the ratio of tokens (no gain from batching is assumed)
+ *   a weight type        the rates of the measured type with the nearest bits per weight, the lower type number of two equally near
+ *   device: read         the highest product rate at one token
+ *   attention_flops      (of CPU and devices) two operations per weight of the prefill rate of the fastest type
+ *   link to host         as link to device
+ *   overlap              the CPU is left what the link does not take: max(read - to_device, read / 10); the link keeps its rate
+ *   hand_off, launch, latencies, fixed cost   on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0
+ * The fits say how the rates were found and how sure they are; nothing has to be there. docs/PROFILER.md lists the keys of the file. */
 #ifndef YK_PARTITION_MACHINE_H
 #define YK_PARTITION_MACHINE_H
 
@@ -27,13 +29,38 @@ yk_bucket yk_bucket_by_name(const char *name); /* YK_N_BUCKETS: unknown */
 yk_bucket yk_bucket_of(uint32_t n_tokens);
 uint32_t yk_bucket_tokens(yk_bucket b);
 
+/* The line t = ns + x / per_s through measured times. per_s 0: not measured. */
+typedef struct yk_fit {
+    double ns, per_s;
+    double best_per_s; /* x / t of the best decile of the times of the largest x */
+    double spread;     /* of the times of one x: 1.48 median absolute deviations, as a share of the median */
+} yk_fit;
+
+/* Numbers of tokens that products are measured at. */
+enum { YK_FIT_TOKENS = 9 };
+uint32_t yk_fit_tokens(uint32_t i); /* 1 4 8 16 32 64 128 256 512 */
+
+/* Memory read by a number of threads, from pages of one size. */
+typedef struct yk_read_rate {
+    uint32_t threads, node; /* node YK_ALL_NODES: of all nodes; else threads and memory of that one */
+    uint64_t page_bytes;
+    yk_fit fit; /* ns 0 */
+} yk_read_rate;
+enum { YK_MAX_READS = 64 };
+#define YK_ALL_NODES UINT32_MAX
+
 /* Product rates by weight type; [t][YK_B_PREFILL] in byte-tokens/s, the others in bytes/s. */
 typedef struct yk_rates {
     double product[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_bytes_per_s;
-    double fixed_ns;              /* of one product, whatever its size (device: beside the launch) */
-    double attention_flops_per_s; /* of prefill attention */
+    double fixed_ns;                                  /* of one product, whatever its size (device: beside the launch) */
+    double attention_flops_per_s;                     /* of prefill attention */
+    yk_fit product_fit[YK_TYPE_LIMIT][YK_FIT_TOKENS]; /* x: bytes of weights */
+    yk_fit attention_fit;                             /* of one token; x: bytes of K and V */
 } yk_rates;
+
+/* Copies of page-locked memory, and of other. */
+enum { YK_LINK_TO_DEVICE, YK_LINK_TO_HOST, YK_LINK_PAGEABLE_TO_DEVICE, YK_LINK_PAGEABLE_TO_HOST, YK_LINK_FITS };
 
 typedef struct yk_machine_device {
     char name[YK_DEVICE_NAME]; /* "opencl:0": home of slices in a plan */
@@ -47,6 +74,10 @@ typedef struct yk_machine_device {
     double hand_off_ns; /* device to host and back through the mailbox, without the data */
     /* Both at once: what the CPU's products read and what the link carries. */
     double overlap_cpu_bytes_per_s, overlap_to_device_bytes_per_s;
+    double overlap_device_bytes_per_s;                           /* its own products at one token, while both go on */
+    double both_to_device_bytes_per_s, both_to_host_bytes_per_s; /* copies both ways at once */
+    double hand_off_p99_ns;
+    yk_fit link_fit[YK_LINK_FITS], copy_fit; /* x: bytes; copy: within the device */
 } yk_machine_device;
 
 struct yk_machine {
@@ -56,7 +87,10 @@ struct yk_machine {
     char cpu[128], isa[128];
     uint32_t threads;      /* workers the rates were measured with */
     uint64_t memory_bytes; /* RAM */
+    char noisy_items[512]; /* which measurements did not settle, with their spread; "" when none or not told */
     yk_rates rates;
+    uint32_t n_reads;
+    yk_read_rate reads[YK_MAX_READS];
     uint32_t n_devices;
     yk_machine_device devices[YK_MAX_DEVICES];
 };

@@ -11,6 +11,35 @@ const char *yk_kind_name(yk_kind kind)
     return kind_names[kind];
 }
 
+static const char *const chunk_names[YK_N_CHUNKS] = {"33-128", "129-512", "513-2048", "2049-"};
+static const uint32_t chunk_tokens[YK_N_CHUNKS] = {128, 512, 2048, 8192};
+
+const char *yk_chunk_name(yk_chunk c)
+{
+    return chunk_names[c];
+}
+
+yk_chunk yk_chunk_of(uint32_t n_tokens)
+{
+    int c = 0;
+    while (c < YK_C_MORE && n_tokens > chunk_tokens[c])
+        c++;
+    return (yk_chunk)c;
+}
+
+uint32_t yk_chunk_tokens(yk_chunk c)
+{
+    return chunk_tokens[c];
+}
+
+yk_kind yk_slice_kind(const yk_slice *s, bool prefill, uint32_t n)
+{
+    if (!prefill)
+        return (yk_kind)s->kind[yk_bucket_of(n)];
+    const uint8_t k = s->chunk[yk_chunk_of(n)];
+    return (yk_kind)(k ? k - 1 : s->kind[YK_B_PREFILL]);
+}
+
 yk_status yk_plan_init(yk_plan *plan, uint32_t n_layers, yk_error *err)
 {
     *plan = (yk_plan){.n_layers = n_layers, .head_home = YK_HOST, .embd_home = YK_HOST};
@@ -79,6 +108,14 @@ static uint64_t hash_home(uint64_t h, const yk_plan *plan, int home)
     return hash_bytes(h, name, strlen(name) + 1);
 }
 
+static bool chunks_given(const yk_slice *s)
+{
+    bool any = false;
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        any = any || s->chunk[c];
+    return any;
+}
+
 void yk_plan_set_id(yk_plan *plan)
 {
     uint64_t h = hash_bytes(0xcbf29ce484222325u, plan->shape_id, strlen(plan->shape_id) + 1);
@@ -92,6 +129,8 @@ void yk_plan_set_id(yk_plan *plan)
             h = hash_bytes(h, place, sizeof place);
             h = hash_home(h, plan, s->home);
             h = hash_bytes(h, s->kind, sizeof s->kind);
+            if (chunks_given(s)) /* plans without them keep the id they had before there were any */
+                h = hash_bytes(h, s->chunk, sizeof s->chunk);
         }
         h = hash_bytes(h, "|", 1);
     }
@@ -131,21 +170,28 @@ static bool same_instance(const yk_slice *a, const yk_slice *b)
     return a->group == b->group && a->expert == b->expert;
 }
 
-/* Add what is CG of slices [from, to) that belong to the instance of slice `from`. */
-static void add_copies(const yk_plan_layer *y, const yk_shape_layer *sl, uint32_t from, uint32_t to, uint64_t sum[YK_N_BUCKETS])
+enum { N_KINDS = YK_N_BUCKETS + YK_N_CHUNKS };
+
+/* Add what is CG of slices [from, to) that belong to the instance of slice `from`, by bucket and chunk. */
+static void add_copies(const yk_plan_layer *y, const yk_shape_layer *sl, uint32_t from, uint32_t to, uint64_t sum[N_KINDS])
 {
     for (uint32_t i = from; i < to; i++) {
         const yk_slice *s = &y->slices[i];
         if (!same_instance(s, &y->slices[from]))
             continue;
-        for (int b = 0; b < YK_N_BUCKETS; b++)
-            if (s->kind[b] == YK_KIND_CG)
-                sum[b] += yk_shape_units_bytes(&sl->part[s->group], s->unit0, s->units);
+        if (s->home != YK_HOST) /* GG */
+            continue;
+        const uint64_t bytes = yk_shape_units_bytes(&sl->part[s->group], s->unit0, s->units);
+        for (int b = 0; b < N_KINDS; b++) {
+            const uint8_t chunk = b < YK_N_BUCKETS ? 0 : s->chunk[b - YK_N_BUCKETS];
+            const int kind = b < YK_N_BUCKETS ? s->kind[b] : chunk ? chunk - 1 : s->kind[YK_B_PREFILL];
+            sum[b] += kind == YK_KIND_CG ? bytes : 0;
+        }
     }
 }
 
-/* Largest copy of a layer: bytes that are CG in one bucket, of one instance of one part. Plans list the instances in order; in one
- * written by hand an instance may come back later, then all slices are looked through for each. */
+/* Largest copy of a layer: bytes that are CG in one bucket, of one instance of one part. Plans list the instances in order;
+ * in one written by hand an instance may come back later, then all slices are looked through for each. */
 static uint64_t largest_copy(const yk_plan_layer *y, const yk_shape_layer *sl)
 {
     uint64_t largest = 0;
@@ -155,11 +201,11 @@ static uint64_t largest_copy(const yk_plan_layer *y, const yk_shape_layer *sl)
         in_order = in_order && (a->group < b->group || (a->group == b->group && a->expert <= b->expert));
     }
     for (uint32_t i = 0, end; i < y->n_slices; i = end) {
-        uint64_t sum[YK_N_BUCKETS] = {0};
+        uint64_t sum[N_KINDS] = {0};
         for (end = i + 1; end < y->n_slices && same_instance(&y->slices[end], &y->slices[i]);)
             end++;
         add_copies(y, sl, i, in_order ? end : y->n_slices, sum);
-        for (int b = 0; b < YK_N_BUCKETS; b++)
+        for (int b = 0; b < N_KINDS; b++)
             largest = sum[b] > largest ? sum[b] : largest;
     }
     return largest;

@@ -6,6 +6,8 @@
  *   - homes left out are "host"; a kind left out is GG on a device and CC on the host
  *   - figures in memory[device] are ceilings: the checker refuses slices that take more than the class says
  *   - "model" left out: any model whose layers and units fit
+ * Keys a plan may have and a reader may ignore: "chunks" of a slice and "assign" of a layer (see the structs), "binding_shares",
+ * "would_help".
  *
  * Attention of a layer (its projections, norms, router) lives and runs at attn_home, its KV blocks with it. Slices cover the
  * units (src/model/cut.h) of every instance of every part of the layer exactly once. */
@@ -20,16 +22,37 @@ enum { YK_PLAN_FORMAT = 1, YK_HOST = -1, YK_PLAN_MAX_ALTERNATIVES = 8, YK_PLAN_M
 typedef enum yk_kind { YK_KIND_GG, YK_KIND_CC, YK_KIND_CG } yk_kind;
 const char *yk_kind_name(yk_kind kind); /* "GG", "CC", "CG" */
 
+/* Prefill chunks by length; a chunk of 32 tokens or fewer belongs to the first. */
+typedef enum yk_chunk { YK_C_128, YK_C_512, YK_C_2048, YK_C_MORE, YK_N_CHUNKS } yk_chunk;
+const char *yk_chunk_name(yk_chunk c); /* "33-128", "129-512", "513-2048", "2049-" */
+yk_chunk yk_chunk_of(uint32_t n_tokens);
+uint32_t yk_chunk_tokens(yk_chunk c); /* the longest of it; 8192 for the last */
+
 typedef struct yk_slice {
     uint8_t group;              /* yk_part_group */
     int8_t home;                /* YK_HOST or index in plan->devices */
     uint8_t kind[YK_N_BUCKETS]; /* yk_kind: GG with a device as home, CC or CG with the host */
+    uint8_t chunk[YK_N_CHUNKS]; /* for prefill chunks of this length: 1 + yk_kind; 0: kind[YK_B_PREFILL] */
     uint32_t expert;            /* instance; 0 for ffn and shexp */
     uint32_t unit0, units;
 } yk_slice;
 
+/* The kind for a step of n tokens. */
+yk_kind yk_slice_kind(const yk_slice *slice, bool prefill, uint32_t n);
+
+/* Which tokens go where when the number of tokens of each expert (dense: of the step) is known. "assign" of a layer; advice,
+ * the slices hold without it. link_share: of what is not resident and has tokens, the share that is copied, by decode bucket
+ * and then by chunk. break_even_tokens: from so many tokens of an expert copying beats the CPU, 0: never. cpu_tokens: when
+ * an expert of the mean number of tokens of a chunk is copied, so many of them are best left to the CPU meanwhile. */
+typedef struct yk_plan_assign {
+    bool given;
+    double break_even_tokens;
+    double link_share[YK_B_PREFILL + YK_N_CHUNKS], cpu_tokens[YK_N_CHUNKS];
+} yk_plan_assign;
+
 typedef struct yk_plan_layer {
     int8_t attn_home;
+    yk_plan_assign assign;
     uint32_t n_slices;
     yk_slice *slices; /* [n_slices], owned by the plan */
 } yk_plan_layer;
@@ -39,14 +62,25 @@ typedef struct yk_figure {
     double value;
 } yk_figure;
 
+enum { YK_PLAN_N_BOUNDS = 4, YK_PLAN_MAX_HELP = 4 };
+
+/* What a change of the machine would give, planned anew. */
+typedef struct yk_plan_help {
+    char name[48];                  /* "1 GiB more of cuda:0", "10 GB/s more of memory bandwidth" */
+    double decode_tps, prefill_tps; /* one sequence at the first depth; the first chunk */
+} yk_plan_help;
+
 typedef struct yk_plan_speed {
     uint32_t n_depths, n_chunks, n_prompts;
     yk_figure decode_tps[YK_PLAN_MAX_FIGURES];              /* [n_depths], one sequence */
     yk_figure batch_tps[YK_B_PREFILL][YK_PLAN_MAX_FIGURES]; /* [bucket][n_depths], all sequences together */
-    yk_figure prefill_tps[YK_PLAN_MAX_FIGURES];             /* [n_chunks] */
+    yk_figure prefill_tps[YK_PLAN_MAX_FIGURES];             /* [n_chunks]; the first is a whole batch */
     yk_figure ttft_ms[YK_PLAN_MAX_FIGURES];                 /* [n_prompts] */
     char bound[2][16];                                      /* decode, prefill: "cpu", "gpu", "link", "hand-off"; "" unknown */
     double bound_share[2];                                  /* of the time */
+    double share[2][YK_PLAN_N_BOUNDS]; /* of the time, by cpu, gpu, link, hand-off (yk_bound); all 0 unknown */
+    uint32_t n_help;
+    yk_plan_help help[YK_PLAN_MAX_HELP];
 } yk_plan_speed;
 
 typedef struct yk_alternative {
@@ -71,7 +105,7 @@ struct yk_plan {
     yk_plan_speed speed;
     uint32_t n_alternatives;
     yk_alternative alternatives[YK_PLAN_MAX_ALTERNATIVES];
-    char note[256]; /* why it is as it is, one line */
+    char note[512]; /* why it is as it is, one line */
 };
 typedef struct yk_plan yk_plan;
 
@@ -85,6 +119,37 @@ typedef struct yk_plan_device_limit {
     uint64_t activation_bytes; /* what the engine will reserve there; 0: yk_plan_activation_bytes */
 } yk_plan_device_limit;
 
+/* -ot REGEX=DEVICE: weights whose name in a GGUF file ("blk.3.ffn_up_exps.weight") the pattern (PCRE2) is found in. */
+typedef struct yk_plan_override {
+    char pattern[112], device[YK_DEVICE_NAME]; /* device: "CPU", "CUDA0", "cuda:0" */
+} yk_plan_override;
+
+/* A slice whose home is given. units 0: all of the instance. */
+typedef struct yk_plan_fixed {
+    uint32_t layer, expert, unit0, units;
+    uint8_t group; /* yk_part_group */
+    char home[YK_DEVICE_NAME];
+} yk_plan_fixed;
+
+enum { YK_PLAN_MAX_OVERRIDES = 32 };
+
+/* What a user wants of the solver; all zero: nothing. From the weakest to the strongest: -ngl, -nkvo, -ncmoe, -ot, fixed
+ * slices; what a stronger one takes from a weaker one is said in the note of the plan. Only homes are bound: what lives on
+ * the host may be copied. docs/PLANNER.md, "Constraints". */
+typedef struct yk_plan_wishes {
+    bool ngl_given;
+    uint32_t ngl;   /* llama.cpp's count: the head is the last of n_layers + 1; exactly the last so many are on the device */
+    uint32_t ncmoe; /* routed experts of the first so many layers stay on the host */
+    bool nkvo;      /* KV stays on the host, and attention with it */
+    uint32_t n_overrides;
+    yk_plan_override overrides[YK_PLAN_MAX_OVERRIDES];
+    uint32_t n_fixed;
+    const yk_plan_fixed *fixed; /* [n_fixed], borrowed */
+} yk_plan_wishes;
+
+/* Append the overrides of "REGEX=DEVICE[,REGEX=DEVICE...]". YK_ERR_USAGE names what is wrong. */
+yk_status yk_plan_add_override(yk_plan_wishes *wishes, const char *text, yk_error *err);
+
 typedef struct yk_plan_limits {
     uint32_t context, max_seqs, batch, kv_elem_bytes; /* all > 0 */
     uint64_t kv_tokens;                               /* positions of all sequences together; 0: context * max_seqs */
@@ -93,6 +158,7 @@ typedef struct yk_plan_limits {
     yk_plan_device_limit devices[YK_MAX_DEVICES];
     char device[YK_DEVICE_NAME];        /* solver: "" or "auto", "cpu", "opencl:0", "opencl" */
     uint32_t prompt_tokens, gen_tokens; /* the request the solver makes fast, per sequence; 0: 512 and 128 */
+    yk_plan_wishes wishes;              /* of the solver */
 } yk_plan_limits;
 
 /* An empty plan with room for n_layers; freed by yk_plan_clear (the struct itself is the caller's). */

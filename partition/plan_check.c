@@ -54,6 +54,28 @@ static yk_status check_slice(const yk_plan *plan, const yk_shape_layer *sl, uint
         if (s->kind[b] == YK_KIND_CG && yk_plan_cg_device(plan, l) == YK_HOST)
             return bad(err, path, "CG needs a device to copy to and the plan names none; give one in \"memory\"");
     }
+    for (int c = 0; c < YK_N_CHUNKS; c++) {
+        const int kind = s->chunk[c] - 1;
+        const bool fits = s->home != YK_HOST ? kind == YK_KIND_GG : kind == YK_KIND_CC || (kind == YK_KIND_CG && !p->host_only);
+        snprintf(key, left, "chunks.%s", yk_chunk_name((yk_chunk)c));
+        if (kind >= 0 && !fits)
+            return bad(err, path, "the kind does not go with home and types, as for \"kind\"");
+        if (kind == YK_KIND_CG && yk_plan_cg_device(plan, l) == YK_HOST)
+            return bad(err, path, "CG needs a device to copy to and the plan names none; give one in \"memory\"");
+    }
+    return YK_OK;
+}
+
+static yk_status check_assign(const yk_plan *plan, uint32_t l, yk_error *err)
+{
+    const yk_plan_assign *a = &plan->layers[l].assign;
+    for (int b = 0; a->given && b < YK_B_PREFILL + YK_N_CHUNKS; b++) {
+        const char *name = b < YK_B_PREFILL ? yk_bucket_name((yk_bucket)b) : yk_chunk_name((yk_chunk)(b - YK_B_PREFILL));
+        YK_FAIL_IF(!(a->link_share[b] >= 0 && a->link_share[b] <= 1), err, YK_ERR_INPUT,
+                   "plan.layers[%u].assign.link_share.%s: must be from 0 to 1", l, name);
+        YK_FAIL_IF(a->link_share[b] > 0 && yk_plan_cg_device(plan, l) == YK_HOST, err, YK_ERR_INPUT,
+                   "plan.layers[%u].assign.link_share.%s: copying needs a device and the plan names none", l, name);
+    }
     return YK_OK;
 }
 
@@ -153,10 +175,13 @@ yk_status yk_plan_check(const yk_plan *plan, const yk_shape *shape, const yk_pla
                plan->n_layers, shape->n_layers);
     YK_TRY(check_devices(plan, limits, err));
     YK_FAIL_IF(shape->head_host_only && plan->head_home != YK_HOST, err, YK_ERR_INPUT,
-               "plan.head_home: no device computes the head's type, %s; keep it on the host", yk_type_get(shape->head.type)->name);
+               "plan.head_home: no device computes the head's type, %s; keep it on the host",
+               yk_type_get(shape->head.type)->name);
     for (uint32_t l = 0; l < plan->n_layers; l++)
-        YK_FAIL_IF(shape->layers[l].host_only && plan->layers[l].attn_home != YK_HOST, err, YK_ERR_INPUT,
-                   "plan.layers[%u].attn_home: no device computes the types of this layer's attention or router; keep it on the host", l);
+        YK_FAIL_IF(
+            shape->layers[l].host_only && plan->layers[l].attn_home != YK_HOST, err, YK_ERR_INPUT,
+            "plan.layers[%u].attn_home: no device computes the types of this layer's attention or router; keep it on the host",
+            l);
     uint64_t n = 1;
     for (uint32_t l = 0; l < shape->n_layers; l++) {
         uint64_t k = 0;
@@ -166,8 +191,11 @@ yk_status yk_plan_check(const yk_plan *plan, const yk_shape *shape, const yk_pla
     }
     uint32_t *owner = yk_alloc(YK_MEM_PLAN, n, sizeof *owner);
     yk_status st = owner ? YK_OK : yk_fail_memory(err, n * sizeof *owner, "checking a plan");
-    for (uint32_t l = 0; l < shape->n_layers && st == YK_OK; l++)
+    for (uint32_t l = 0; l < shape->n_layers && st == YK_OK; l++) {
         st = check_units(plan, &shape->layers[l], l, owner, err);
+        if (st == YK_OK)
+            st = check_assign(plan, l, err);
+    }
     yk_free(owner);
     return st == YK_OK ? check_memory(plan, shape, limits, err) : st;
 }

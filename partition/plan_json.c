@@ -54,7 +54,37 @@ static yk_status read_slice(const yk_jv *at, yk_plan *plan, uint32_t layer)
         if (s.kind[b] > YK_KIND_CG)
             return yk_json_fail_key(&kinds, yk_bucket_name((yk_bucket)b), "\"%s\" is not known; known are GG, CC, CG", kind);
     }
+    YK_TRY(yk_json_member(at, "chunks", JSON_OBJECT, YK_JSON_OPTIONAL, &kinds));
+    for (int c = 0; kinds.v && c < YK_N_CHUNKS; c++) {
+        uint8_t k = 0;
+        *kind = 0;
+        YK_TRY(yk_json_text(&kinds, yk_chunk_name((yk_chunk)c), sizeof kind, YK_JSON_OPTIONAL, kind));
+        while (*kind && k <= YK_KIND_CG && strcmp(yk_kind_name(k), kind) != 0)
+            k++;
+        if (k > YK_KIND_CG)
+            return yk_json_fail_key(&kinds, yk_chunk_name((yk_chunk)c), "\"%s\" is not known; known are GG, CC, CG", kind);
+        s.chunk[c] = *kind ? (uint8_t)(1 + k) : 0;
+    }
     return yk_plan_add(plan, layer, &s, at->err);
+}
+
+static yk_status read_assign(const yk_jv *layer, yk_plan_assign *a)
+{
+    yk_jv at, table;
+    YK_TRY(yk_json_member(layer, "assign", JSON_OBJECT, YK_JSON_OPTIONAL, &at));
+    a->given = at.v != NULL;
+    if (!at.v)
+        return YK_OK;
+    YK_TRY(yk_json_f64(&at, "break_even_tokens", 0, 1 << 20, YK_JSON_OPTIONAL, &a->break_even_tokens));
+    YK_TRY(yk_json_member(&at, "link_share", JSON_OBJECT, YK_JSON_OPTIONAL, &table));
+    for (int b = 0; table.v && b < YK_B_PREFILL + YK_N_CHUNKS; b++) {
+        const char *name = b < YK_B_PREFILL ? yk_bucket_name((yk_bucket)b) : yk_chunk_name((yk_chunk)(b - YK_B_PREFILL));
+        YK_TRY(yk_json_f64(&table, name, 0, 1, YK_JSON_OPTIONAL, &a->link_share[b]));
+    }
+    YK_TRY(yk_json_member(&at, "cpu_tokens", JSON_OBJECT, YK_JSON_OPTIONAL, &table));
+    for (int c = 0; table.v && c < YK_N_CHUNKS; c++)
+        YK_TRY(yk_json_f64(&table, yk_chunk_name((yk_chunk)c), 0, 1 << 20, YK_JSON_OPTIONAL, &a->cpu_tokens[c]));
+    return YK_OK;
 }
 
 static yk_status read_layers(const yk_jv *layers, yk_plan *plan)
@@ -63,6 +93,7 @@ static yk_status read_layers(const yk_jv *layers, yk_plan *plan)
         yk_jv layer, slices, slice;
         YK_TRY(yk_json_element(layers, l, JSON_OBJECT, &layer));
         YK_TRY(read_home(&layer, "attn_home", YK_JSON_OPTIONAL, plan, &plan->layers[l].attn_home));
+        YK_TRY(read_assign(&layer, &plan->layers[l].assign));
         YK_TRY(yk_json_member(&layer, "slices", JSON_ARRAY, YK_JSON_REQUIRED, &slices));
         for (size_t i = 0; i < json_array_size(slices.v); i++) {
             YK_TRY(yk_json_element(&slices, i, JSON_OBJECT, &slice));
@@ -88,8 +119,12 @@ static yk_status read_memory(const yk_jv *at, yk_plan *plan)
         if (!name)
             return yk_fail_memory(at->err, strlen(key), "the name of a device");
         snprintf(probe.path, sizeof probe.path, "%.180s", memory.path);
+        const bool full = plan->n_devices == YK_MAX_DEVICES;
         const yk_status st = read_home(&probe, "home", YK_JSON_REQUIRED, plan, &home);
         json_decref(name);
+        if (st == YK_ERR_INPUT && full)
+            return yk_json_fail(&memory, "\"%.40s\" is one place too many, at most %d devices are possible", key,
+                                YK_MAX_DEVICES);
         if (st != YK_OK)
             return st == YK_ERR_MEMORY
                        ? st
@@ -124,6 +159,35 @@ static yk_status read_figures(const yk_jv *at, const char *key, yk_figure *figur
     return YK_OK;
 }
 
+static const char *const phase_names[2] = {"decode", "prefill"}, *const bound_names[YK_PLAN_N_BOUNDS] = {"cpu", "gpu", "link",
+                                                                                                         "hand-off"};
+
+static yk_status read_shares(const yk_jv *at, yk_plan_speed *s)
+{
+    yk_jv shares, table;
+    YK_TRY(yk_json_member(at, "binding_shares", JSON_OBJECT, YK_JSON_OPTIONAL, &shares));
+    for (int phase = 0; shares.v && phase < 2; phase++) {
+        YK_TRY(yk_json_member(&shares, phase_names[phase], JSON_OBJECT, YK_JSON_OPTIONAL, &table));
+        for (int k = 0; table.v && k < YK_PLAN_N_BOUNDS; k++)
+            YK_TRY(yk_json_f64(&table, bound_names[k], 0, 1, YK_JSON_OPTIONAL, &s->share[phase][k]));
+    }
+    return YK_OK;
+}
+
+static yk_status read_help(const yk_jv *at, yk_plan_speed *s)
+{
+    yk_jv list, one;
+    YK_TRY(yk_json_member(at, "would_help", JSON_ARRAY, YK_JSON_OPTIONAL, &list));
+    for (size_t i = 0; list.v && i < json_array_size(list.v) && i < YK_PLAN_MAX_HELP; i++) {
+        yk_plan_help *h = &s->help[s->n_help++];
+        YK_TRY(yk_json_element(&list, i, JSON_OBJECT, &one));
+        YK_TRY(yk_json_text(&one, "name", sizeof h->name, YK_JSON_REQUIRED, h->name));
+        YK_TRY(yk_json_f64(&one, "decode_tps", 0, 1e15, YK_JSON_OPTIONAL, &h->decode_tps));
+        YK_TRY(yk_json_f64(&one, "prefill_tps", 0, 1e15, YK_JSON_OPTIONAL, &h->prefill_tps));
+    }
+    return YK_OK;
+}
+
 static yk_status read_speed(const yk_jv *at, yk_plan *plan)
 {
     yk_plan_speed *s = &plan->speed;
@@ -148,6 +212,8 @@ static yk_status read_speed(const yk_jv *at, yk_plan *plan)
     YK_TRY(yk_json_member(at, "bound_share", JSON_OBJECT, YK_JSON_OPTIONAL, &p));
     for (int i = 0; p.v && i < 2; i++)
         YK_TRY(yk_json_f64(&p, i ? "prefill" : "decode", 0, 1, YK_JSON_OPTIONAL, &s->bound_share[i]));
+    YK_TRY(read_shares(at, s));
+    YK_TRY(read_help(at, s));
     YK_TRY(yk_json_member(at, "alternatives", JSON_ARRAY, YK_JSON_OPTIONAL, &list));
     for (size_t i = 0; list.v && i < json_array_size(list.v) && i < YK_PLAN_MAX_ALTERNATIVES; i++) {
         yk_alternative *a = &plan->alternatives[plan->n_alternatives++];
@@ -222,6 +288,57 @@ static void put_figures(yk_text *t, const yk_figure *figures, uint32_t n)
     yk_text_put(t, "}");
 }
 
+static void put_real(yk_text *t, const char *before, const char *key, double value)
+{
+    yk_text_put(t, "%s\"%s\": ", before, key);
+    yk_text_put_json(t, json_real(value));
+}
+
+static void put_shares(yk_text *t, const yk_plan_speed *s)
+{
+    double any = 0;
+    for (int k = 0; k < 2 * YK_PLAN_N_BOUNDS; k++)
+        any += s->share[k / YK_PLAN_N_BOUNDS][k % YK_PLAN_N_BOUNDS];
+    for (int phase = 0; phase < 2 && any > 0; phase++) {
+        yk_text_put(t, "%s\"%s\": {", phase ? ", " : " \"binding_shares\": {", phase_names[phase]);
+        for (int k = 0; k < YK_PLAN_N_BOUNDS; k++)
+            put_real(t, k ? ", " : "", bound_names[k], s->share[phase][k]);
+        yk_text_put(t, "}%s", phase ? "},\n" : "");
+    }
+}
+
+static void put_help(yk_text *t, const yk_plan_speed *s)
+{
+    for (uint32_t i = 0; i < s->n_help; i++) {
+        const yk_plan_help *h = &s->help[i];
+        yk_text_put(t, "%s\n  {\"name\": ", i ? "," : " \"would_help\": [");
+        yk_text_put_string(t, h->name);
+        put_real(t, ", ", "decode_tps", h->decode_tps);
+        put_real(t, ", ", "prefill_tps", h->prefill_tps);
+        yk_text_put(t, "}%s", i + 1 == s->n_help ? "\n ],\n" : "");
+    }
+}
+
+static void put_assign(yk_text *t, const yk_plan_assign *a)
+{
+    if (!a->given)
+        return;
+    yk_text_put(t, "\"assign\": {");
+    if (a->break_even_tokens > 0) {
+        put_real(t, "", "break_even_tokens", a->break_even_tokens);
+        yk_text_put(t, ", ");
+    }
+    yk_text_put(t, "\"link_share\": {");
+    for (int b = 0; b < YK_B_PREFILL + YK_N_CHUNKS; b++)
+        put_real(t, b ? ", " : "",
+                 b < YK_B_PREFILL ? yk_bucket_name((yk_bucket)b) : yk_chunk_name((yk_chunk)(b - YK_B_PREFILL)),
+                 a->link_share[b]);
+    yk_text_put(t, "}, \"cpu_tokens\": {");
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        put_real(t, c ? ", " : "", yk_chunk_name((yk_chunk)c), a->cpu_tokens[c]);
+    yk_text_put(t, "}},\n   ");
+}
+
 static void put_speed(yk_text *t, const yk_plan *plan)
 {
     const yk_plan_speed *s = &plan->speed;
@@ -250,6 +367,8 @@ static void put_speed(yk_text *t, const yk_plan *plan)
         yk_text_put_json(t, json_real(s->bound_share[1]));
         yk_text_put(t, "},\n");
     }
+    put_shares(t, s);
+    put_help(t, s);
     if (plan->n_alternatives) {
         yk_text_put(t, " \"alternatives\": [");
         for (uint32_t i = 0; i < plan->n_alternatives; i++) {
@@ -289,7 +408,17 @@ static void put_slice(yk_text *t, const yk_plan *plan, const yk_slice *s)
                 yk_part_group_name(s->group), s->expert, s->unit0, s->units, yk_plan_home_name(plan, s->home));
     for (int b = 0; b < YK_N_BUCKETS; b++)
         yk_text_put(t, "%s\"%s\": \"%s\"", b ? ", " : "", yk_bucket_name((yk_bucket)b), yk_kind_name(s->kind[b]));
-    yk_text_put(t, "}}");
+    yk_text_put(t, "}");
+    for (int c = 0, any = 0; c < YK_N_CHUNKS; c++)
+        if (s->chunk[c])
+            yk_text_put(t, "%s\"%s\": \"%s\"", any++ ? ", " : ", \"chunks\": {", yk_chunk_name((yk_chunk)c),
+                        yk_kind_name(s->chunk[c] - 1));
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        if (s->chunk[c]) {
+            yk_text_put(t, "}");
+            break;
+        }
+    yk_text_put(t, "}");
 }
 
 yk_status yk_plan_write(const yk_plan *plan, char **out, size_t *n_bytes, yk_error *err)
@@ -316,7 +445,9 @@ yk_status yk_plan_write(const yk_plan *plan, char **out, size_t *n_bytes, yk_err
     yk_text_put(&t, " \"layers\": [");
     for (uint32_t l = 0; l < plan->n_layers; l++) {
         const yk_plan_layer *y = &plan->layers[l];
-        yk_text_put(&t, "%s\n  {\"attn_home\": \"%s\", \"slices\": [", l ? "," : "", yk_plan_home_name(plan, y->attn_home));
+        yk_text_put(&t, "%s\n  {\"attn_home\": \"%s\", ", l ? "," : "", yk_plan_home_name(plan, y->attn_home));
+        put_assign(&t, &y->assign);
+        yk_text_put(&t, "\"slices\": [");
         for (uint32_t i = 0; i < y->n_slices; i++) {
             yk_text_put(&t, "%s\n   ", i ? "," : "");
             put_slice(&t, plan, &y->slices[i]);

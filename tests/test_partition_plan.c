@@ -626,12 +626,12 @@ static void check_host_only(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(check_host_only),
-        cmocka_unit_test(check_written_by_hand),     cmocka_unit_test(check_bad_texts),
-        cmocka_unit_test(check_corruptions),         cmocka_unit_test(check_cg_needs_device),
-        cmocka_unit_test(check_random_plans),        cmocka_unit_test(check_solver_properties),
-        cmocka_unit_test(check_against_brute_force), cmocka_unit_test(check_choice_of_device),
-        cmocka_unit_test(check_example_by_hand),     cmocka_unit_test(check_explanation),
+        cmocka_unit_test(check_host_only),         cmocka_unit_test(check_written_by_hand),
+        cmocka_unit_test(check_bad_texts),         cmocka_unit_test(check_corruptions),
+        cmocka_unit_test(check_cg_needs_device),   cmocka_unit_test(check_random_plans),
+        cmocka_unit_test(check_solver_properties), cmocka_unit_test(check_against_brute_force),
+        cmocka_unit_test(check_choice_of_device),  cmocka_unit_test(check_example_by_hand),
+        cmocka_unit_test(check_explanation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -364,6 +364,28 @@ YK_API const char *yk_plan_note(const yk_plan *plan);
 YK_API yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_machine *machine, const yk_engine_opts *opts,
                                  char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
 
+/* Whose plan: a model, or the shape of one without its weights; on this machine, or on one that is somewhere else. */
+typedef struct yk_plan_subject {
+    const yk_model *model;
+    const char *shape_path;     /* with model NULL: a file of partition/shapes */
+    const char *type;           /* weight types of the shape, as yoke synth names them; NULL: the file's own */
+    const yk_machine *machine;  /* NULL (with a model): as yk_plan_make. Else its devices are planned for, whether they are here or not */
+    const yk_engine_opts *opts; /* may be NULL; devices have the memory that the machine's file says when no budget is given */
+} yk_plan_subject;
+
+/* A plan for a subject. With a machine given, what else could be done is simulated too and shown beside it. YK_ERR_USAGE: neither model
+ * nor shape, or a shape without a machine. YK_ERR_INPUT: a shape file that is wrong. Otherwise as yk_plan_make. */
+YK_API yk_status yk_plan_make_for(yk_plan **out, const yk_plan_subject *subject, yk_error *err);
+
+typedef enum yk_plan_form {
+    YK_PLAN_TEXT = 0,     /* what yk_plan_explain says, and a strip for each layer */
+    YK_PLAN_TERMINAL = 1, /* the same with colours, unless NO_COLOR is set */
+    YK_PLAN_SVG = 2       /* a picture */
+} yk_plan_form;
+/* A plan drawn for its subject; buffer rules of yk_model_get_meta_text. YK_ERR_INPUT: the plan does not fit. */
+YK_API yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *subject, yk_plan_form form, char *buf, size_t capacity,
+                              size_t *n_bytes, yk_error *err);
+
 typedef struct yk_engine_stats {
     uint64_t n_tokens;              /* tokens computed since the engine was opened */
     uint64_t n_steps;

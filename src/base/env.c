@@ -7,3 +7,4 @@ const char *yk_env_module_path(void) { return getenv("YOKE_MODULE_PATH"); }
 const char *yk_env_cache_home(void) { return getenv("XDG_CACHE_HOME"); }
 const char *yk_env_home(void) { return getenv("HOME"); }
 const char *yk_env_isa(void) { return getenv("YOKE_ISA"); }
+const char *yk_env_no_color(void) { return getenv("NO_COLOR"); }

@@ -2,6 +2,7 @@
 #include "cli.h"
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Text of a library object whose function has the buffer rules of yoke.h; freed by the caller. */
 typedef yk_status (*text_fn)(const void *object, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
@@ -104,22 +105,66 @@ int yk_cli_explain(const yk_cli_session *s, const yk_cli_opts *opts, const yk_en
     return code;
 }
 
-int yk_cli_plan(yk_cli_opts *opts)
+/* What the plan is made and drawn for, in one place. */
+typedef struct subject {
+    const yk_plan *plan;
+    yk_plan_subject of;
+    yk_plan_form form;
+} subject;
+
+static yk_status drawing(const void *object, char *buf, size_t capacity, size_t *n_bytes, yk_error *err)
 {
-    yk_cli_session s = {0};
+    const subject *s = object;
+    return yk_plan_draw(s->plan, &s->of, s->form, buf, capacity, n_bytes, err);
+}
+
+static bool ends_with(const char *s, const char *end)
+{
+    const size_t n = strlen(s), m = strlen(end);
+    return n > m && !strcmp(s + n - m, end);
+}
+
+/* The shape file that the flags name; "-m FILE.json" is one as well. */
+static const char *shape_path(const yk_cli_opts *opts)
+{
+    const char *model = opts->model ? opts->model : opts->n_positional ? opts->positional[0] : NULL;
+    return opts->shape ? opts->shape : model && ends_with(model, ".json") ? model : NULL;
+}
+
+static int make_and_print(yk_cli_session *s, const yk_cli_opts *opts, const char *shape)
+{
     yk_engine_opts o;
     yk_plan *plan = NULL;
     yk_error err = {0};
-    int code = yk_cli_open_model(&s, opts, false);
-    if (!code)
-        code = yk_cli_engine_opts(&s, opts, &o);
+    int code = yk_cli_engine_opts(s, opts, &o);
+    if (code)
+        return code;
     o.context = (uint32_t)opts->context;
     o.threads = (uint32_t)opts->threads;
-    if (!code && yk_plan_make(&plan, s.machine, s.model, &o, &err))
-        code = yk_cli_fail(&err);
-    if (!code)
-        code = strcmp(opts->output, "json") ? yk_cli_explain(&s, opts, &o, plan, yk_cli_out) : print_text(plan_text, plan);
+    if (shape && !s->machine)
+        return yk_cli_error(YK_EXIT_USAGE,
+                            "a shape has no weights to measure with: name a machine with --machine FILE (partition/machines)");
+    subject it = {.of = {.model = s->model, .shape_path = shape, .type = opts->type, .machine = s->machine, .opts = &o}};
+    if (yk_plan_make_for(&plan, &it.of, &err))
+        return yk_cli_fail(&err);
+    it.plan = plan;
+    it.form = !strcmp(opts->output, "svg") ? YK_PLAN_SVG : isatty(STDOUT_FILENO) ? YK_PLAN_TERMINAL : YK_PLAN_TEXT;
+    code = strcmp(opts->output, "json") ? print_text(drawing, &it) : print_text(plan_text, plan);
     yk_plan_close(&plan);
+    return code;
+}
+
+int yk_cli_plan(yk_cli_opts *opts)
+{
+    yk_cli_session s = {0};
+    const char *shape = shape_path(opts);
+    if (opts->shape && (opts->model || opts->n_positional))
+        return yk_cli_error(YK_EXIT_USAGE, "--shape %s and a model are given: keep one", opts->shape);
+    if (opts->type && !shape)
+        return yk_cli_error(YK_EXIT_USAGE, "--type %s goes with --shape: a model has its types", opts->type);
+    int code = shape ? YK_EXIT_OK : yk_cli_open_model(&s, opts, false);
+    if (!code)
+        code = make_and_print(&s, opts, shape);
     yk_cli_close(&s);
     return code;
 }

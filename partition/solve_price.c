@@ -1,0 +1,411 @@
+/* Kinds of layers, what they can choose, and what that costs. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "partition/solve_in.h"
+
+/* Up to so many ways of copying are tried one by one; among more the time falls, then rises. */
+enum { TRY_ALL = 16 };
+
+/* ---- price of a kind of layer ---- */
+
+void yk_price_make(yk_price *p, const yk_solver *s, const yk_class *k, const yk_step_kind *step)
+{
+    const yk_shape_layer *y = &s->shape->layers[k->layer];
+    const yk_shape_part *part = &y->part[k->main];
+    double tokens;
+    *p = (yk_price){.cost = &s->cost, .step = *step, .n = k->n, .experts = k->main == YK_PART_EXP, .early = true};
+    p->active = yk_cost_active(s->shape, k->main, step->n, &tokens);
+    for (int side = 0; side < 1 + s->cost.has_device; side++)
+        p->attn[side] = yk_cost_attn(&s->cost, k->layer, step, side);
+    for (int kind = YK_KIND_CC; kind <= YK_KIND_CG; kind++) {
+        if (kind == YK_KIND_CG && !s->cost.has_device)
+            continue;
+        yk_use one = {k->main, (yk_kind)kind, 0, p->experts ? part->cut.n : 1, 1};
+        yk_cost_add(&s->cost, kind == YK_KIND_CC ? &p->cpu : &p->gpu, y, step, &one);
+        one.unit0 = p->experts ? 0 : part->cut.n - 1;
+        yk_cost_add(&s->cost, kind == YK_KIND_CC ? &p->cpu_last : &p->gpu_last, y, step, &one);
+        if (!y->part[YK_PART_SHEXP].n)
+            continue;
+        p->shared = true;
+        const yk_use all = {YK_PART_SHEXP, (yk_kind)kind, 0, y->part[YK_PART_SHEXP].cut.n, 1};
+        yk_cost_add(&s->cost, kind == YK_KIND_CC ? &p->shared_cpu : &p->shared_gpu, y, step, &all);
+    }
+    p->early = !p->experts || step->prefill;
+}
+
+static void add(yk_load *load, const yk_load *unit, const yk_load *last_unit, uint32_t n, bool last)
+{
+    const double k = (double)(n - last), z = last;
+    load->cpu_s += k * unit->cpu_s + z * last_unit->cpu_s;
+    load->cpu_bytes += k * unit->cpu_bytes + z * last_unit->cpu_bytes;
+    load->cg_s += k * unit->cg_s + z * last_unit->cg_s;
+    load->early_bytes += k * unit->early_bytes + z * last_unit->early_bytes;
+    load->late_bytes += k * unit->late_bytes + z * last_unit->late_bytes;
+}
+
+double yk_price_layer(const yk_price *p, const yk_option *o, yk_copied c)
+{
+    const uint32_t cpu = p->n - o->resident - c.n;
+    yk_load load = {0};
+    if (o->resident) {
+        const bool last = o->resident == p->n;
+        load.gg_s = (double)(o->resident - last) * p->gpu.cg_s + (double)last * p->gpu_last.cg_s;
+    }
+    if (c.n) {
+        add(&load, &p->gpu, &p->gpu_last, c.n, cpu == 0);
+        const double copies = p->experts ? c.n * p->active : 1;
+        *(p->early ? &load.early_copies : &load.late_copies) += copies;
+    }
+    if (cpu)
+        add(&load, &p->cpu, &p->cpu_last, cpu, true);
+    if (p->shared && o->shared)
+        load.gg_s += p->shared_gpu.cg_s;
+    else if (p->shared && c.shared) {
+        load.cg_s += p->shared_gpu.cg_s;
+        load.early_bytes += p->shared_gpu.early_bytes;
+        load.early_copies += 1;
+    } else if (p->shared)
+        add(&load, &p->shared_cpu, &p->shared_cpu, 1, false);
+    return yk_cost_join(p->cost, &p->step, o->attn, p->attn[o->attn], &load, NULL);
+}
+
+static uint64_t main_bytes(const yk_shape_part *p, bool experts, uint32_t from, uint32_t n)
+{
+    return experts ? n * yk_shape_units_bytes(p, 0, p->cut.n) : yk_shape_units_bytes(p, from, n);
+}
+
+/* Units or experts of the main part that one staging slot lets be copied at a time. An expert is copied whole or not at all. */
+static uint32_t most_copied(const yk_solver *s, const yk_class *k, uint32_t left)
+{
+    const yk_shape_part *p = &s->shape->layers[k->layer].part[k->main];
+    if (!left || p->host_only || !s->slot_bytes)
+        return 0;
+    if (k->main == YK_PART_EXP)
+        return main_bytes(p, true, 0, 1) <= s->slot_bytes ? left : 0;
+    if (main_bytes(p, false, k->n - left, left) <= s->slot_bytes)
+        return left;
+    const uint64_t n = s->slot_bytes / main_bytes(p, false, 0, 1);
+    return n < left ? (uint32_t)n : left - 1;
+}
+
+/* The first copy also costs latency, so "none" is compared as well. */
+static uint32_t best_number(const yk_price *p, const yk_option *o, uint32_t most, bool shared, double *seconds)
+{
+    uint32_t best = 0;
+    *seconds = yk_price_layer(p, o, (yk_copied){0, shared});
+    if (most <= TRY_ALL) {
+        for (uint32_t n = 1; n <= most; n++) {
+            const double t = yk_price_layer(p, o, (yk_copied){n, shared});
+            if (t < *seconds) {
+                *seconds = t;
+                best = n;
+            }
+        }
+        return best;
+    }
+    uint32_t low = 1, high = most;
+    while (low < high) {
+        const uint32_t mid = low + (high - low) / 2;
+        if (yk_price_layer(p, o, (yk_copied){mid + 1, shared}) < yk_price_layer(p, o, (yk_copied){mid, shared}))
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    const uint32_t ends[2] = {low, most};
+    for (int i = 0; i < 2; i++) {
+        const double t = yk_price_layer(p, o, (yk_copied){ends[i], shared});
+        if (t < *seconds) {
+            *seconds = t;
+            best = ends[i];
+        }
+    }
+    return best;
+}
+
+yk_copied yk_price_copied(const yk_solver *s, const yk_class *k, const yk_price *p, const yk_option *o, double *seconds)
+{
+    const uint32_t most = most_copied(s, k, k->n - o->resident);
+    const yk_shape_part *sh = &s->shape->layers[k->layer].part[YK_PART_SHEXP];
+    yk_copied c = {best_number(p, o, most, false, seconds), false};
+    if (sh->n && !o->shared && !sh->host_only && s->slot_bytes && k->shared_bytes <= s->slot_bytes) {
+        double t;
+        const uint32_t n = best_number(p, o, most, true, &t);
+        if (t < *seconds) {
+            c = (yk_copied){n, true};
+            *seconds = t;
+        }
+    }
+    return c;
+}
+
+static uint64_t option_bytes(const yk_solver *s, const yk_class *k, const yk_option *o)
+{
+    const yk_shape_layer *y = &s->shape->layers[k->layer];
+    return (o->attn ? k->attn_bytes : 0) + (o->shared ? k->shared_bytes : 0) +
+           main_bytes(&y->part[k->main], k->main == YK_PART_EXP, 0, o->resident);
+}
+
+void yk_price_option(const yk_solver *s, const yk_class *k, yk_option *o)
+{
+    double dec, pre;
+    yk_price_copied(s, k, &k->decode, o, &dec);
+    yk_price_copied(s, k, &k->prefill, o, &pre);
+    o->seconds = s->n_decode * dec + s->n_prefill * pre;
+    o->bytes = option_bytes(s, k, o);
+}
+
+yk_option yk_option_all(const yk_solver *s, const yk_class *k)
+{
+    const yk_shape_layer *y = &s->shape->layers[k->layer];
+    return (yk_option){.attn = !y->host_only,
+                       .shared = y->part[YK_PART_SHEXP].n > 0 && !y->part[YK_PART_SHEXP].host_only,
+                       .resident = y->part[k->main].host_only ? 0 : k->n};
+}
+
+/* ---- options ---- */
+
+static int by_bytes(const void *pa, const void *pb)
+{
+    const yk_option *a = pa, *b = pb;
+    if (a->bytes != b->bytes)
+        return a->bytes < b->bytes ? -1 : 1;
+    if (a->seconds != b->seconds)
+        return a->seconds < b->seconds ? -1 : 1;
+    if (a->resident != b->resident)
+        return a->resident < b->resident ? -1 : 1;
+    return a->shared - b->shared;
+}
+
+/* Lower convex hull of time over bytes: the moves with falling gain per byte. */
+static void make_hull(yk_class *k, int side)
+{
+    const yk_option *o = k->options[side];
+    uint32_t *h = k->hull[side], n = 0;
+    for (uint32_t i = 0; i < k->n_options[side]; i++) {
+        while (n >= 2) {
+            const yk_option *a = &o[h[n - 2]], *b = &o[h[n - 1]];
+            const double ab = (a->seconds - b->seconds) / (double)(b->bytes - a->bytes);
+            const double bo = (b->seconds - o[i].seconds) / (double)(o[i].bytes - b->bytes);
+            if (ab > bo)
+                break;
+            n--;
+        }
+        h[n++] = i;
+    }
+    k->n_hull[side] = n;
+}
+
+static void make_options(const yk_solver *s, yk_class *k, uint64_t room)
+{
+    const yk_option all = yk_option_all(s, k);
+    const yk_layer_rule *r = &k->rule;
+    for (int attn = 0; attn < 2; attn++) {
+        uint32_t n = 0, kept = 0;
+        yk_option *list = k->options[attn];
+        k->n_options[attn] = k->n_hull[attn] = 0;
+        if (attn > all.attn || !(r->attn.sides & (attn ? YK_ON_DEVICE : YK_ON_HOST)))
+            continue;
+        for (int shared = 0; shared < 1 + all.shared; shared++)
+            for (uint32_t i = r->least;
+                 i <= r->most && i <= all.resident && (r->shared.sides & (shared ? YK_ON_DEVICE : YK_ON_HOST)); i++) {
+                yk_option *o = &list[n];
+                *o = (yk_option){.attn = attn, .shared = shared, .resident = i};
+                if (option_bytes(s, k, o) > room)
+                    break;
+                yk_price_option(s, k, o);
+                n++;
+            }
+        qsort(list, n, sizeof *list, by_bytes);
+        for (uint32_t i = 0; i < n; i++)
+            if (!kept || list[i].seconds < list[kept - 1].seconds)
+                list[kept++] = list[i];
+        k->n_options[attn] = kept;
+        make_hull(k, attn);
+    }
+}
+
+void yk_solver_set_slot(yk_solver *s, uint64_t bytes, uint64_t room)
+{
+    s->slot_bytes = bytes;
+    for (uint32_t i = 0; i < s->n_classes; i++)
+        make_options(s, &s->classes[i], room);
+}
+
+void yk_solver_set_cost(yk_solver *s, const yk_cost *cost)
+{
+    s->cost = *cost;
+    for (uint32_t i = 0; i < s->n_classes; i++) {
+        yk_class *k = &s->classes[i];
+        yk_price_make(&k->decode, s, k, &s->decode);
+        yk_price_make(&k->prefill, s, k, &s->prefill);
+    }
+}
+
+/* ---- sizes of slots ---- */
+
+static int by_size(const void *pa, const void *pb)
+{
+    const uint64_t a = *(const uint64_t *)pa, b = *(const uint64_t *)pb;
+    return a < b ? -1 : a > b;
+}
+
+static uint32_t sort_sizes(uint64_t *sizes, uint32_t n)
+{
+    uint32_t kept = 0;
+    qsort(sizes, n, sizeof *sizes, by_size);
+    for (uint32_t i = 0; i < n; i++)
+        if (!kept || sizes[i] != sizes[kept - 1])
+            sizes[kept++] = sizes[i];
+    return kept;
+}
+
+/* Of dense layers 1 to 8 units, then a quarter more each time, then all; of experts one; the shared expert. */
+uint32_t yk_solver_slots(const yk_solver *s, uint64_t sizes[YK_MAX_SLOTS])
+{
+    uint32_t n = 0;
+    sizes[n++] = 0;
+    for (uint32_t i = 0; i < s->n_classes; i++) {
+        const yk_class *k = &s->classes[i];
+        const yk_shape_layer *y = &s->shape->layers[k->layer];
+        const yk_shape_part *p = &y->part[k->main];
+        const bool experts = k->main == YK_PART_EXP;
+        for (uint32_t u = 1; u <= (experts ? 1 : k->n) && n < YK_MAX_SLOTS; u = u < 8 ? u + 1 : u + u / 4)
+            sizes[n++] = main_bytes(p, experts, 0, u);
+        const uint64_t whole[2] = {experts ? 0 : main_bytes(p, false, 0, k->n), k->shared_bytes};
+        for (int w = 0; w < 2 && n < YK_MAX_SLOTS; w++)
+            sizes[n++] = whole[w];
+        n = sort_sizes(sizes, n);
+    }
+    return n;
+}
+
+/* ---- totals ---- */
+
+double yk_solver_head(const yk_solver *s, bool on_device)
+{
+    return s->n_decode * yk_cost_head(&s->cost, &s->decode, on_device) +
+           s->n_prefill * yk_cost_head(&s->cost, &s->prefill, on_device);
+}
+
+double yk_solver_cross(const yk_solver *s)
+{
+    return s->n_decode * yk_cost_cross(&s->cost, &s->decode) + s->n_prefill * yk_cost_cross(&s->cost, &s->prefill);
+}
+
+double yk_solver_total(const yk_solver *s, const yk_option *choice, bool head)
+{
+    double sum = yk_solver_head(s, head);
+    bool side = false;
+    for (uint32_t l = 0; l <= s->shape->n_layers; l++) {
+        const bool dev = l < s->shape->n_layers ? choice[l].attn : head;
+        sum += dev != side ? yk_solver_cross(s) : 0;
+        side = dev;
+        if (l < s->shape->n_layers)
+            sum += choice[l].seconds;
+    }
+    return sum;
+}
+
+void yk_solver_speed(yk_solver *s, const yk_option *choice, bool head, double *decode_tps, double *prefill_tps)
+{
+    for (int phase = 0; phase < 2; phase++) {
+        const yk_step_kind step = {
+            .prefill = phase, .n = phase ? s->limits->batch : 1, .kv_elem_bytes = s->limits->kv_elem_bytes};
+        double sum = yk_cost_head(&s->cost, &step, head), last = 0;
+        bool side = false;
+        yk_price price = {0};
+        for (uint32_t l = 0; l <= s->shape->n_layers; l++) {
+            const bool dev = l < s->shape->n_layers ? choice[l].attn : head;
+            sum += dev != side ? yk_cost_cross(&s->cost, &step) : 0;
+            side = dev;
+            if (l == s->shape->n_layers)
+                break;
+            const yk_class *k = &s->classes[s->class_of[l]];
+            const bool same = l && s->class_of[l - 1] == s->class_of[l];
+            if (!same)
+                yk_price_make(&price, s, k, &step);
+            if (!same || choice[l].attn != choice[l - 1].attn || choice[l].shared != choice[l - 1].shared ||
+                choice[l].resident != choice[l - 1].resident)
+                yk_price_copied(s, k, &price, &choice[l], &last);
+            sum += last;
+        }
+        *(phase ? prefill_tps : decode_tps) = step.n / sum;
+    }
+}
+
+/* ---- setting up ---- */
+
+static bool same_rule(const yk_layer_rule *a, const yk_layer_rule *b)
+{
+    return a->attn.sides == b->attn.sides && a->shared.sides == b->shared.sides && a->least == b->least && a->most == b->most;
+}
+
+static yk_status open_class(yk_solver *s, yk_class *k, uint32_t layer, yk_error *err)
+{
+    const yk_shape_layer *y = &s->shape->layers[layer];
+    const yk_shape_part *shared = &y->part[YK_PART_SHEXP];
+    k->layer = layer;
+    k->main = yk_main_part(y);
+    k->n = yk_main_units(y);
+    k->rule = s->rules->layers[layer];
+    k->attn_bytes = yk_shape_attn_bytes(y) + s->kv_bytes;
+    k->shared_bytes = shared->n ? yk_shape_units_bytes(shared, 0, shared->cut.n) : 0;
+    const size_t m = 2 * ((size_t)k->n + 1);
+    for (int side = 0; side < 2; side++) {
+        k->options[side] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->options[side]);
+        k->hull[side] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->hull[side]);
+        k->near[side] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->near[side]);
+        if (!k->options[side] || !k->hull[side] || !k->near[side])
+            return yk_fail_memory(err, m * (sizeof(yk_option) + 8), "the planner");
+    }
+    return YK_OK;
+}
+
+void yk_solver_close(yk_solver *s)
+{
+    for (uint32_t i = 0; s->classes && i < s->n_classes; i++)
+        for (int side = 0; side < 2; side++) {
+            yk_free(s->classes[i].options[side]);
+            yk_free(s->classes[i].hull[side]);
+            yk_free(s->classes[i].near[side]);
+        }
+    yk_search_close(s);
+    yk_free(s->classes);
+    yk_free(s->class_of);
+    yk_free(s->choice);
+}
+
+yk_status yk_solver_open(yk_solver *s, const yk_shape *shape, const yk_plan_limits *limits, const yk_rules *rules,
+                         yk_error *err)
+{
+    const uint32_t n = shape->n_layers;
+    const uint32_t prompt = limits->prompt_tokens ? limits->prompt_tokens : 512,
+                   gen = limits->gen_tokens ? limits->gen_tokens : 128;
+    const uint32_t seqs = limits->max_seqs < yk_bucket_tokens(YK_B_32) ? limits->max_seqs : yk_bucket_tokens(YK_B_32);
+    const uint32_t chunk = limits->batch < prompt ? limits->batch : prompt;
+    const uint64_t tokens = limits->kv_tokens ? limits->kv_tokens : (uint64_t)limits->context * limits->max_seqs;
+    *s = (yk_solver){.shape = shape, .limits = limits, .rules = rules};
+    s->kv_bytes = (tokens + 15) / 16 * 16 * yk_shape_kv_bytes(shape, limits->kv_elem_bytes);
+    s->decode = (yk_step_kind){.n = seqs, .depth = limits->context / 2, .kv_elem_bytes = limits->kv_elem_bytes};
+    s->prefill = (yk_step_kind){.prefill = true, .n = chunk, .depth = 0, .kv_elem_bytes = limits->kv_elem_bytes};
+    s->n_decode = (double)gen * limits->max_seqs / seqs;
+    s->n_prefill = (double)prompt * limits->max_seqs / chunk;
+    s->classes = yk_alloc(YK_MEM_PLAN, n, sizeof *s->classes);
+    s->class_of = yk_alloc(YK_MEM_PLAN, n, sizeof *s->class_of);
+    s->choice = yk_alloc(YK_MEM_PLAN, n, sizeof *s->choice);
+    if (!s->classes || !s->class_of || !s->choice)
+        return yk_fail_memory(err, n * (sizeof(yk_class) + sizeof(yk_option) + 4), "the planner");
+    for (uint32_t l = 0; l < n; l++) {
+        uint32_t i = 0;
+        while (i < s->n_classes && (!yk_cost_same_layer(&shape->layers[s->classes[i].layer], &shape->layers[l]) ||
+                                    !same_rule(&s->classes[i].rule, &rules->layers[l])))
+            i++;
+        s->class_of[l] = i;
+        if (i < s->n_classes)
+            continue;
+        YK_TRY(open_class(s, &s->classes[s->n_classes++], l, err));
+    }
+    return yk_search_open(s, err);
+}
