@@ -6,36 +6,38 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 
 #include "cpu/ref/ref.h"
 #include "cpu/topology.h"
+#include "profiler/membw.h"
 #include "src/base/clock.h"
-#include "src/base/mem.h"
 
 enum { MAX_WORKERS = YK_MAX_CORES, MAX_MS = 600000 };
 static const uint64_t PIECE = 8u << 20; /* bytes a worker reads in a pass: about a millisecond */
 
 typedef struct worker {
-    struct bench *bench;
+    struct yk_read_bench *bench;
     pthread_t thread;
-    uint32_t cpu;
+    uint32_t index, cpu;
     uint8_t *part;
-    uint64_t begin_ns, end_ns;
+    uint64_t at, begin_ns, end_ns;
 } worker;
 
-typedef struct bench {
+struct yk_read_bench {
     worker *workers;
-    uint32_t n;
+    uint32_t n, started;
+    uint32_t active;     /* workers that read in this pass; changed between passes */
     uint64_t part_bytes; /* a multiple of PIECE */
-    uint64_t ms;
-    double best;
+    yk_arena arena;
+    bool touch; /* the memory is the bench's own and has to be there */
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    enum { WAIT, RUN, ABORT } state; /* under lock */
-    pthread_barrier_t barrier;
-    _Atomic bool stop;
+    enum { WAIT, RUN, ABORT } state;     /* under lock */
+    pthread_barrier_t barrier, finished; /* the workers and the caller of a pass */
+    bool stop;
     _Atomic uint64_t sum; /* keeps the sums alive */
-} bench;
+};
 
 YK_CLONES static uint64_t sum_words(const uint64_t *p, uint64_t n)
 {
@@ -45,7 +47,7 @@ YK_CLONES static uint64_t sum_words(const uint64_t *p, uint64_t n)
     return s;
 }
 
-static bool told_to_run(bench *b)
+static bool told_to_run(yk_read_bench *b)
 {
     pthread_mutex_lock(&b->lock);
     while (b->state == WAIT)
@@ -55,24 +57,10 @@ static bool told_to_run(bench *b)
     return run;
 }
 
-/* After a pass, by worker 0 while the others wait. */
-static void judge_pass(bench *b, uint64_t deadline_ns)
-{
-    uint64_t begin = UINT64_MAX, end = 0;
-    for (uint32_t i = 0; i < b->n; i++) {
-        begin = b->workers[i].begin_ns < begin ? b->workers[i].begin_ns : begin;
-        end = b->workers[i].end_ns > end ? b->workers[i].end_ns : end;
-    }
-    const double rate = (double)(PIECE * b->n) * 1e9 / (double)(end > begin ? end - begin : 1);
-    b->best = rate > b->best ? rate : b->best;
-    if (end >= deadline_ns)
-        atomic_store(&b->stop, true);
-}
-
 static void *work(void *arg)
 {
     worker *w = arg;
-    bench *b = w->bench;
+    yk_read_bench *b = w->bench;
     if (!told_to_run(b))
         return NULL;
     cpu_set_t set;
@@ -81,29 +69,52 @@ static void *work(void *arg)
         CPU_SET(w->cpu, &set);
         pthread_setaffinity_np(pthread_self(), sizeof set, &set); /* refused: measure wherever it runs */
     }
-    memset(w->part, 1, b->part_bytes);
-    pthread_barrier_wait(&b->barrier);
-    const uint64_t deadline = yk_now_ns() + b->ms * 1000000u;
-    for (uint64_t at = 0;; at = at + PIECE < b->part_bytes ? at + PIECE : 0) {
+    if (b->touch)
+        memset(w->part, 1, b->part_bytes);
+    pthread_barrier_wait(&b->finished);
+    for (;;) {
         pthread_barrier_wait(&b->barrier);
-        if (atomic_load(&b->stop))
+        if (b->stop)
             return NULL;
-        w->begin_ns = yk_now_ns();
-        const uint64_t s = sum_words((const uint64_t *)(const void *)(w->part + at), PIECE / 8);
-        w->end_ns = yk_now_ns();
-        atomic_fetch_add_explicit(&b->sum, s, memory_order_relaxed);
-        pthread_barrier_wait(&b->barrier);
-        if (w == b->workers)
-            judge_pass(b, deadline);
+        if (w->index < b->active) {
+            w->begin_ns = yk_now_ns();
+            const uint64_t s = sum_words((const uint64_t *)(const void *)(w->part + w->at), PIECE / 8);
+            w->end_ns = yk_now_ns();
+            w->at = w->at + PIECE < b->part_bytes ? w->at + PIECE : 0;
+            atomic_fetch_add_explicit(&b->sum, s, memory_order_relaxed);
+        }
+        pthread_barrier_wait(&b->finished);
     }
 }
 
-static yk_status run_workers(bench *b, yk_error *err)
+void yk_read_bench_close(yk_read_bench **bench)
+{
+    yk_read_bench *b = *bench;
+    *bench = NULL;
+    if (!b)
+        return;
+    if (b->started) {
+        b->stop = true;
+        pthread_barrier_wait(&b->barrier);
+        for (uint32_t i = 0; i < b->started; i++)
+            pthread_join(b->workers[i].thread, NULL);
+        pthread_cond_destroy(&b->changed);
+        pthread_mutex_destroy(&b->lock);
+        pthread_barrier_destroy(&b->barrier);
+        pthread_barrier_destroy(&b->finished);
+    }
+    yk_arena_close(&b->arena);
+    yk_free(b->workers);
+    yk_free(b);
+}
+
+static yk_status start_workers(yk_read_bench *b, yk_error *err)
 {
     uint32_t started = 0;
-    int rc = pthread_barrier_init(&b->barrier, NULL, b->n);
+    int rc = pthread_barrier_init(&b->barrier, NULL, b->n + 1);
     if (rc != 0)
         return yk_fail(err, YK_ERR_RUNTIME, "measuring memory: no barrier for %u workers (error %d)", b->n, rc);
+    pthread_barrier_init(&b->finished, NULL, b->n + 1);
     pthread_mutex_init(&b->lock, NULL);
     pthread_cond_init(&b->changed, NULL);
     for (; started < b->n && rc == 0; started += rc == 0)
@@ -112,15 +123,64 @@ static yk_status run_workers(bench *b, yk_error *err)
     b->state = rc == 0 ? RUN : ABORT;
     pthread_cond_broadcast(&b->changed);
     pthread_mutex_unlock(&b->lock);
+    if (rc == 0) {
+        b->started = started;
+        pthread_barrier_wait(&b->finished); /* memory has been touched */
+        return YK_OK;
+    }
     for (uint32_t i = 0; i < started; i++)
         pthread_join(b->workers[i].thread, NULL);
     pthread_cond_destroy(&b->changed);
     pthread_mutex_destroy(&b->lock);
     pthread_barrier_destroy(&b->barrier);
-    if (rc != 0)
-        return yk_fail(err, YK_ERR_RUNTIME, "measuring memory: thread %u of %u cannot be started (error %d); use fewer threads",
-                       started + 1, b->n, rc);
+    pthread_barrier_destroy(&b->finished);
+    return yk_fail(err, YK_ERR_RUNTIME, "measuring memory: thread %u of %u cannot be started (error %d); use fewer threads",
+                   started + 1, b->n, rc);
+}
+
+yk_status yk_read_bench_open(yk_read_bench **out, const yk_read_bench_opts *o, yk_error *err)
+{
+    yk_status st;
+    yk_read_bench *b = *out = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *b);
+    if (!b)
+        return yk_fail_memory(err, sizeof *b, "measuring memory");
+    b->n = o->n_cpus;
+    b->workers = yk_alloc(YK_MEM_RUNTIME, b->n, sizeof *b->workers);
+    if (!b->workers) {
+        st = yk_fail_memory(err, b->n * sizeof *b->workers, "measuring memory");
+        goto out;
+    }
+    const uint64_t pieces = o->bytes / b->n / PIECE;
+    b->part_bytes = (pieces > 1 ? pieces : 1) * PIECE;
+    uint8_t *base = o->base;
+    b->touch = !base || o->bytes < b->n * b->part_bytes;
+    if (b->touch) {
+        YK_TRY_GOTO(yk_arena_open(&b->arena, YK_MEM_RUNTIME, b->n * b->part_bytes, o->huge, err), out);
+        if (!o->huge)
+            madvise(b->arena.base, b->arena.size, MADV_NOHUGEPAGE); /* refused: there are none */
+        base = b->arena.base;
+    }
+    for (uint32_t i = 0; i < b->n; i++)
+        b->workers[i] = (worker){.bench = b, .index = i, .cpu = o->cpus[i], .part = base + i * b->part_bytes};
+    YK_TRY_GOTO(start_workers(b, err), out);
     return YK_OK;
+out:
+    yk_read_bench_close(out);
+    return st;
+}
+
+void yk_read_bench_pass(yk_read_bench *b, uint32_t threads, uint64_t *begin_ns, uint64_t *end_ns, uint64_t *bytes)
+{
+    b->active = threads && threads < b->n ? threads : b->n;
+    pthread_barrier_wait(&b->barrier);
+    pthread_barrier_wait(&b->finished);
+    *begin_ns = UINT64_MAX;
+    *end_ns = 0;
+    for (uint32_t i = 0; i < b->active; i++) {
+        *begin_ns = b->workers[i].begin_ns < *begin_ns ? b->workers[i].begin_ns : *begin_ns;
+        *end_ns = b->workers[i].end_ns > *end_ns ? b->workers[i].end_ns : *end_ns;
+    }
+    *bytes = PIECE * b->active;
 }
 
 /* Twice the last cache, at least 256 MiB, at most a quarter of what is free. */
@@ -148,26 +208,22 @@ YK_API yk_status yk_measure_read_rate(uint32_t threads, uint32_t ms, double *byt
     if (!cpus)
         return yk_fail_memory(err, YK_MAX_CORES * sizeof *cpus, "the list of cores");
     yk_status st;
-    bench b = {.ms = ms};
-    yk_arena arena = {0};
+    yk_read_bench *b = NULL;
     YK_TRY_GOTO(yk_topology_cores(cpus, YK_MAX_CORES, &n_cores, err), out);
     n_cores = n_cores < YK_MAX_CORES ? n_cores : YK_MAX_CORES;
-    b.n = threads ? threads : n_cores;
-    const uint64_t pieces = buffer_bytes() / b.n / PIECE;
-    b.part_bytes = (pieces > 1 ? pieces : 1) * PIECE;
-    b.workers = yk_alloc(YK_MEM_RUNTIME, b.n, sizeof *b.workers);
-    if (!b.workers) {
-        st = yk_fail_memory(err, b.n * sizeof *b.workers, "measuring memory");
-        goto out;
+    const uint32_t n = threads ? threads : n_cores;
+    for (uint32_t i = n_cores; i < n; i++)
+        cpus[i] = cpus[i % n_cores];
+    const yk_read_bench_opts o = {.cpus = cpus, .n_cpus = n, .bytes = buffer_bytes(), .huge = true};
+    YK_TRY_GOTO(yk_read_bench_open(&b, &o, err), out);
+    const uint64_t deadline = yk_now_ns() + ms * 1000000ull;
+    for (uint64_t begin, end = 0, bytes; end < deadline;) {
+        yk_read_bench_pass(b, n, &begin, &end, &bytes);
+        const double rate = (double)bytes * 1e9 / (double)(end > begin ? end - begin : 1);
+        *bytes_per_s = rate > *bytes_per_s ? rate : *bytes_per_s;
     }
-    YK_TRY_GOTO(yk_arena_open(&arena, YK_MEM_RUNTIME, b.n * b.part_bytes, true, err), out);
-    for (uint32_t i = 0; i < b.n; i++)
-        b.workers[i] = (worker){.bench = &b, .cpu = cpus[i % n_cores], .part = arena.base + i * b.part_bytes};
-    YK_TRY_GOTO(run_workers(&b, err), out);
-    *bytes_per_s = b.best;
 out:
-    yk_arena_close(&arena);
-    yk_free(b.workers);
+    yk_read_bench_close(&b);
     yk_free(cpus);
     return st;
 }

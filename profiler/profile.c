@@ -1,5 +1,8 @@
+/* profile.c - the order of measurements, and the CPU's part of the machine. */
 #include "profiler/profile.h"
 
+#include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,9 +12,268 @@
 #include "src/base/clock.h"
 #include "src/base/mem.h"
 
-enum { SLICE_ROWS_MULTIPLE = 16, SLICE_ROWS_MAX = 256, SLICE_BYTES = 128 << 10, MAX_PASS_SLICES = 8192 };
+enum {
+    QUICK_MS = 3000,
+    FULL_MS = 30000,
+    CANARY_MS = 130,
+    AGAIN_MS = 100,
+    CYCLES = 4,
+    PREFILL_TOKENS = 64,
+    CANARY_BYTES = 128 << 20
+};
 
-/* ---- figures ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- items --------------------------------------------------------------------------------------------------------------------------- */
+
+yk_item *yk_profile_item(yk_profile_run *r, const char *fmt, ...)
+{
+    if (r->n_items == r->cap_items) {
+        const uint32_t cap = r->cap_items ? 2 * r->cap_items : 32;
+        yk_item *more = yk_realloc(YK_MEM_RUNTIME, r->items, cap, sizeof *more);
+        if (!more)
+            return NULL;
+        r->items = more;
+        r->cap_items = cap;
+    }
+    yk_item *it = &r->items[r->n_items++];
+    *it = (yk_item){.weight = 1};
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(it->name, sizeof it->name, fmt, args);
+    va_end(args);
+    return it;
+}
+
+yk_status yk_profile_tell(const yk_profile_run *r, yk_error *err)
+{
+    if (!r->o->progress)
+        return YK_OK;
+    const uint64_t now = yk_now_ns(), length = r->deadline_ns - r->stage_begin_ns;
+    double share = length ? (double)(now - r->stage_begin_ns) / (double)length : 1;
+    share = (r->stage + fmin(share, 1)) / r->n_stages;
+    if (!r->o->progress(r->o->progress_user, "measuring the machine", (uint64_t)(1000 * share), 1000))
+        return yk_fail(err, YK_ERR_CANCELLED, "cancelled while measuring the machine");
+    return YK_OK;
+}
+
+/* The first look: sizes that let an item be measured a few times in its time. */
+static yk_status open_item(yk_item *it, double budget_ns, yk_error *err)
+{
+    yk_pass p;
+    double cycle = 0, f;
+    it->opened = true;
+    YK_TRY(it->pass(it, it->fixed || it->drop ? it->x[0] : it->least, &p, err)); /* warms the code */
+    if (it->fixed)
+        return YK_OK;
+    for (uint32_t i = 0; i < it->n_x && it->drop; i++) {
+        YK_TRY(it->pass(it, it->x[i], &p, err));
+        cycle += (double)(p.end_ns - p.begin_ns);
+        if (i >= 2 && cycle * CYCLES > budget_ns)
+            it->n_x = i;
+    }
+    if (it->drop)
+        return YK_OK;
+    /* From the smallest size up, until it is clear what the others take. */
+    for (double x = it->least, sum = 0;; x = fmin(4 * x, it->x[0]), sum = 0) {
+        YK_TRY(it->pass(it, x, &p, err));
+        for (uint32_t i = 0; i < it->n_x; i++)
+            sum += it->x[i] / x;
+        cycle = (double)(p.end_ns - p.begin_ns);
+        f = budget_ns / (CYCLES * cycle * sum);
+        if (f >= 1 || x >= it->x[0] || cycle > budget_ns / 16)
+            break;
+    }
+    f = fmax(f, it->least / it->x[0]);
+    for (uint32_t i = 0; i < it->n_x && f < 1; i++)
+        it->x[i] *= f;
+    return YK_OK;
+}
+
+static yk_status visit(const yk_profile_run *r, yk_item *it, double budget_ns, uint32_t round, yk_error *err)
+{
+    const uint64_t begin = yk_now_ns();
+    if (!it->opened)
+        YK_TRY(open_item(it, budget_ns, err));
+    for (uint32_t cycle = 0;; cycle++) {
+        YK_TRY(yk_profile_tell(r, err));
+        for (uint32_t i = 0; i < it->n_x; i++) {
+            yk_pass p;
+            YK_TRY(it->pass(it, it->x[i], &p, err));
+            yk_samples_add(&it->s, p.x, (double)(p.end_ns - p.begin_ns), round);
+        }
+        yk_fit_line(&it->s, it->proportional, &it->line);
+        if ((cycle + 1 >= YK_FIT_LEAST && it->line.settled) || (double)(yk_now_ns() - begin) >= budget_ns)
+            return YK_OK;
+    }
+}
+
+/* One visit to the items (those that have not settled, when `rest`); `rounds`: visits that share the time left. */
+static yk_status visit_all(const yk_profile_run *r, uint32_t round, uint32_t rounds, bool rest, yk_error *err)
+{
+    double weight = 0, all = 0;
+    for (uint32_t i = 0; i < r->n_items; i++) {
+        all += r->items[i].weight;
+        weight += rest && r->items[i].line.settled ? 0 : r->items[i].weight;
+    }
+    for (uint32_t i = 0; i < r->n_items; i++) {
+        yk_item *it = &r->items[i];
+        if (rest && it->line.settled)
+            continue;
+        const uint64_t now = yk_now_ns();
+        const double left = r->deadline_ns > now ? (double)(r->deadline_ns - now) : 0;
+        if (left == 0 && it->s.n)
+            continue;
+        YK_TRY(visit(r, it, left * it->weight / (weight + all * (rounds - 1)), round, err));
+        weight -= it->weight;
+    }
+    return YK_OK;
+}
+
+yk_status yk_profile_items(yk_profile_run *r, yk_error *err)
+{
+    YK_TRY(visit_all(r, 0, 2, false, err));
+    YK_TRY(visit_all(r, 1, 1, false, err));
+    for (bool more = true; more && yk_now_ns() < r->deadline_ns;) {
+        more = false;
+        for (uint32_t i = 0; i < r->n_items; i++)
+            more = more || !r->items[i].line.settled;
+        if (more)
+            YK_TRY(visit_all(r, 1, 1, true, err));
+    }
+    for (uint32_t i = 0; i < r->n_items; i++)
+        yk_profile_take(r, &r->items[i]);
+    return YK_OK;
+}
+
+void yk_profile_take(yk_profile_run *r, const yk_item *it)
+{
+    const yk_line *l = &it->line;
+    if (it->to && l->n)
+        *it->to = (yk_fit){.ns = l->ns, .per_s = l->per_s, .best_per_s = l->best_per_s, .spread = l->spread};
+    if (it->quiet || l->settled)
+        return;
+    yk_machine *m = r->m;
+    const double most = fmax(fmax(l->interval, l->drift), l->spread);
+    const size_t at = strlen(m->noisy_items);
+    char text[96];
+    const int n = snprintf(text, sizeof text, "%s%s %.0f %%", at ? ", " : "", it->name, fmin(100 * most, 999));
+    m->noisy = true;
+    if (n > 0 && at + (size_t)n < sizeof m->noisy_items)
+        memcpy(m->noisy_items + at, text, (size_t)n + 1);
+}
+
+bool yk_profile_wants(const yk_profile_opts *o, uint32_t n_tokens)
+{
+    return !o->quick || n_tokens == 1 || n_tokens == 8 || n_tokens == 64;
+}
+
+/* Seconds per byte at n tokens, off the straight lines between what was measured. */
+static double at_tokens(const double *n, const double *s, uint32_t n_points, double x)
+{
+    uint32_t i = 1;
+    while (i < n_points - 1 && x > n[i])
+        i++;
+    if (n_points == 1 || x <= n[0])
+        return s[0];
+    return x >= n[i] ? s[i] * x / n[i] : s[i - 1] + (s[i] - s[i - 1]) * (x - n[i - 1]) / (n[i] - n[i - 1]);
+}
+
+void yk_profile_fill_buckets(double product[YK_N_BUCKETS], const yk_fit fits[YK_FIT_TOKENS])
+{
+    double n[YK_FIT_TOKENS], s[YK_FIT_TOKENS];
+    uint32_t k = 0;
+    for (uint32_t i = 0; i < YK_FIT_TOKENS; i++) {
+        if (!(fits[i].per_s > 0))
+            continue;
+        n[k] = yk_fit_tokens(i);
+        s[k] = 1 / fits[i].per_s;
+        if (k && s[k] < s[k - 1]) /* more tokens never take less time */
+            s[k] = s[k - 1];
+        k++;
+    }
+    if (!k)
+        return;
+    for (int b = 0; b < YK_B_PREFILL; b++)
+        product[b] = 1 / at_tokens(n, s, k, yk_bucket_tokens((yk_bucket)b));
+    product[YK_B_PREFILL] = n[k - 1] / s[k - 1];
+}
+
+/* ---- the CPU ------------------------------------------------------------------------------------------------------------------------- */
+
+static yk_status pass_read(yk_item *it, double x, yk_pass *out, yk_error *err)
+{
+    const yk_profile_cpu *cpu = it->lane;
+    (void)x;
+    return cpu->read(cpu->self, it->which, out, err);
+}
+
+static yk_status pass_product(yk_item *it, double x, yk_pass *out, yk_error *err)
+{
+    const yk_profile_cpu *cpu = it->lane;
+    return cpu->product(cpu->self, it->type, it->n, (uint64_t)x, out, err);
+}
+
+static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *err)
+{
+    const yk_profile_cpu *cpu = it->lane;
+    return cpu->attention(cpu->self, it->n, (uint32_t)(x + 0.5), out, err);
+}
+
+static yk_item *product_item(yk_profile_run *r, yk_type type, uint32_t n_tokens)
+{
+    yk_item *it = yk_profile_item(r, "cpu.%s.%u", yk_type_get(type)->name, n_tokens);
+    const double unit = (double)r->cpu->unit_bytes(r->cpu->self, type);
+    if (!it)
+        return NULL;
+    it->pass = pass_product;
+    it->lane = (void *)r->cpu;
+    it->type = type;
+    it->n = n_tokens;
+    it->n_x = 2;
+    it->x[0] = unit;
+    it->x[1] = 8 * unit;
+    it->least = unit / 16;
+    it->weight = n_tokens > 8 ? 2 : 1;
+    return it;
+}
+
+static bool add_reads(yk_profile_run *r)
+{
+    yk_machine *m = r->m;
+    for (uint32_t i = 0; i < r->cpu->n_reads; i++) {
+        const yk_read_rate *way = &r->cpu->reads[i];
+        yk_item *it = yk_profile_item(r, "cpu.read.%u.%s", way->threads, way->page_bytes > 4096 ? "huge" : "4K");
+        if (!it)
+            return false;
+        m->reads[i] = *way;
+        m->n_reads = i + 1;
+        it->pass = pass_read;
+        it->lane = (void *)r->cpu;
+        it->which = i;
+        it->n_x = 1;
+        it->x[0] = 1;
+        it->fixed = it->proportional = true;
+        it->to = &m->reads[i].fit;
+    }
+    return true;
+}
+
+static bool add_attention(yk_profile_run *r, yk_fit *prefill)
+{
+    for (int k = 0; k < 2; k++) {
+        yk_item *it = yk_profile_item(r, k ? "cpu.attention.prefill" : "cpu.attention");
+        if (!it)
+            return false;
+        it->pass = pass_attention;
+        it->lane = (void *)r->cpu;
+        it->n = k ? PREFILL_TOKENS : 1;
+        it->n_x = r->o->quick ? 2 : 3;
+        for (uint32_t i = 0; i < it->n_x; i++)
+            it->x[i] = 256u << 2 * i;
+        it->least = 16;
+        it->to = k ? prefill : &r->m->rates.attention_fit;
+    }
+    return true;
+}
 
 static int by_value(const void *a, const void *b)
 {
@@ -19,224 +281,77 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-double yk_samples_median(yk_samples *s, bool *noisy)
+static void take_cpu(yk_machine *m)
 {
-    if (!s->n)
-        return 0;
-    qsort(s->v, s->n, sizeof *s->v, by_value);
-    const double median = s->v[s->n / 2];
-    if (s->n >= 4 && s->v[s->n - 1 - s->n / 4] - s->v[s->n / 4] > median / 4)
-        *noisy = true;
-    return median;
-}
-
-void yk_profile_fill_buckets(double product[YK_N_BUCKETS], const double rate[3])
-{
-    static const double at[3] = {1, 8, 64};
-    double s[3];
-    for (int i = 0; i < 3; i++) { /* more tokens never take less time */
-        s[i] = 1 / rate[i];
-        if (i && s[i] < s[i - 1])
-            s[i] = s[i - 1];
-    }
-    for (int b = 0; b < YK_B_PREFILL; b++) {
-        const double n = yk_bucket_tokens((yk_bucket)b);
-        const int i = n > at[1];
-        product[b] = 1 / (s[i] + (s[i + 1] - s[i]) * (n - at[i]) / (at[i + 1] - at[i]));
-    }
-    product[YK_B_PREFILL] = at[2] / s[2];
-}
-
-yk_status yk_profile_tell(yk_profile_run *r, yk_error *err)
-{
-    const uint32_t done = r->done < r->total ? r->done++ : r->total;
-    if (r->o->progress && !r->o->progress(r->o->progress_user, "measuring the machine", done, r->total))
-        return yk_fail(err, YK_ERR_CANCELLED, "cancelled while measuring the machine");
-    return YK_OK;
-}
-
-/* ---- the CPU lane -------------------------------------------------------------------------------------------------------------------- */
-
-typedef struct pass {
-    const yk_cpu_bench *b;
-    yk_type type;
-    const uint8_t *w;
-    uint64_t row_bytes;
-    uint32_t rows, slice_rows, n_tokens;
-} pass;
-
-static void run_slice(const yk_stage *stage, uint32_t slice, yk_worker *worker)
-{
-    const pass *p = stage->arg;
-    const uint32_t from = slice * p->slice_rows, left = p->rows - from;
-    const yk_matmul m = {.w = p->w + from * p->row_bytes,
-                         .row_bytes = p->row_bytes,
-                         .n_rows = left < p->slice_rows ? left : p->slice_rows,
-                         .n_cols = YK_PROFILE_COLS,
-                         .x = p->b->x,
-                         .x_stride = YK_PROFILE_COLS,
-                         .xq = &p->b->q8,
-                         .n_tokens = p->n_tokens,
-                         .y = worker->scratch,
-                         .y_stride = p->slice_rows};
-    p->b->ops->matmul[p->type](&m);
-}
-
-yk_status yk_cpu_bench_pass(yk_cpu_bench *b, yk_type type, uint32_t n_tokens, uint64_t bytes, uint64_t *ns, uint64_t *done,
-                            yk_error *err)
-{
-    pass p = {.b = b, .type = type, .n_tokens = n_tokens};
-    if (!yk_type_row_bytes(type, YK_PROFILE_COLS, &p.row_bytes))
-        return yk_fail(err, YK_ERR_RUNTIME, "weights of type %s have no rows of %d columns", yk_type_get(type)->name,
-                       YK_PROFILE_COLS);
-    uint64_t slice = SLICE_BYTES / p.row_bytes / SLICE_ROWS_MULTIPLE * SLICE_ROWS_MULTIPLE;
-    slice = slice < SLICE_ROWS_MULTIPLE ? SLICE_ROWS_MULTIPLE : slice > SLICE_ROWS_MAX ? SLICE_ROWS_MAX : slice;
-    p.slice_rows = (uint32_t)slice;
-    const uint64_t slice_bytes = slice * p.row_bytes, fits = b->weights.size / slice_bytes;
-    uint64_t n = (bytes + slice_bytes - 1) / slice_bytes, most = fits < MAX_PASS_SLICES ? fits : MAX_PASS_SLICES;
-    const uint32_t workers = yk_pool_size(b->pool);
-    n = n < workers ? workers : n; /* every worker has something to do */
-    n = n > most ? most : n;
-    if (b->at + n * slice_bytes > b->weights.size)
-        b->at = 0;
-    p.w = b->weights.base + b->at;
-    p.rows = (uint32_t)(n * slice);
-    b->at += (n * slice_bytes + 63) / 64 * 64;
-    yk_stage stage = {.name = "product", .run = run_slice, .arg = &p, .max_slices = (uint32_t)n};
-    yk_job job = {.stages = &stage, .n_stages = 1, .owners = b->owners, .claims = b->claims};
-    const uint64_t begin = yk_now_ns();
-    const yk_status st = yk_pool_run(b->pool, &job, err);
-    *ns = yk_now_ns() - begin;
-    *done = n * slice_bytes;
-    yk_pool_wait_job(b->pool, &job);
-    return st;
-}
-
-/* Bytes whose bits are ordinary numbers in every weight format: scales of f16 are 0.06 to 0.24, floats small but not denormal. */
-static void fill_weights(yk_arena *a)
-{
-    uint64_t z = 1;
-    for (size_t i = 0; i + 8 <= a->size; i += 8) {
-        z = z * 6364136223846793005u + 1442695040888963407u;
-        const uint64_t bytes = 0x2c2c2c2c2c2c2c2cu + ((z ^ z >> 29) & 0x0707070707070707u);
-        memcpy(a->base + i, &bytes, 8);
-    }
-}
-
-/* Twice the last cache, 64 to 256 MiB, at most an eighth of what is free. */
-static uint64_t weights_bytes(const yk_cpu_info *cpu)
-{
-    uint64_t bytes = 2 * cpu->cache_bytes[2];
-    bytes = bytes < 64ull << 20 ? 64ull << 20 : bytes > 256ull << 20 ? 256ull << 20 : bytes;
-    if (cpu->memory_available_bytes && bytes > cpu->memory_available_bytes / 8)
-        bytes = cpu->memory_available_bytes / 8;
-    return (bytes > 4ull << 20 ? bytes : 4ull << 20) / 4096 * 4096;
-}
-
-static void bench_close(yk_cpu_bench *b)
-{
-    yk_pool_close(&b->pool);
-    yk_arena_close(&b->weights);
-    yk_free(b->x);
-    yk_free(b->q8.q);
-    yk_free(b->q8.scale);
-    yk_free(b->q8.sum);
-    yk_free((void *)b->owners);
-    yk_free((void *)b->claims);
-}
-
-static yk_status bench_open(yk_cpu_bench *b, const yk_profile_opts *o, const yk_cpu_info *cpu, yk_error *err)
-{
-    const size_t n = (size_t)YK_PROFILE_TOKENS * YK_PROFILE_COLS;
-    *b = (yk_cpu_bench){.ops = yk_ops_get(o->isa)};
-    b->x = yk_alloc(YK_MEM_RUNTIME, n, sizeof *b->x);
-    b->q8.n_blocks = YK_PROFILE_COLS / 32;
-    b->q8.q = yk_alloc(YK_MEM_RUNTIME, n, 1);
-    b->q8.scale = yk_alloc(YK_MEM_RUNTIME, n / 32, sizeof *b->q8.scale);
-    b->q8.sum = yk_alloc(YK_MEM_RUNTIME, n / 16, sizeof *b->q8.sum);
-    b->owners = yk_alloc(YK_MEM_RUNTIME, MAX_PASS_SLICES, sizeof *b->owners);
-    b->claims = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *b->claims);
-    if (!b->x || !b->q8.q || !b->q8.scale || !b->q8.sum || !b->owners || !b->claims)
-        return yk_fail_memory(err, n * 6 + MAX_PASS_SLICES * sizeof *b->owners, "measuring the CPU");
-    for (size_t i = 0; i < n; i++)
-        b->x[i] = (float)((int)(i * 2654435761u >> 16 & 0xff) - 128) / 128;
-    for (uint32_t t = 0; t < YK_PROFILE_TOKENS; t++)
-        b->ops->quantise(b->x + (size_t)t * YK_PROFILE_COLS, YK_PROFILE_COLS, &b->q8, t);
-    YK_TRY(yk_arena_open(&b->weights, YK_MEM_RUNTIME, weights_bytes(cpu), true, err));
-    fill_weights(&b->weights);
-    const yk_pool_opts po = {
-        .n_workers = o->threads, .scratch_bytes = (size_t)SLICE_ROWS_MAX * YK_PROFILE_TOKENS * sizeof(float), .pin = true};
-    return yk_pool_open(&b->pool, &po, err);
-}
-
-/* Bytes per second of a type's products with n tokens. */
-static yk_status cpu_rate(yk_profile_run *r, yk_cpu_bench *b, yk_type type, uint32_t n_tokens, double *rate, yk_error *err)
-{
-    yk_samples s = {0};
-    uint64_t bytes = 256 << 10, ns, done;
-    YK_TRY(yk_cpu_bench_pass(b, type, n_tokens, bytes, &ns, &done, err)); /* warms the code */
-    YK_TRY(yk_cpu_bench_pass(b, type, n_tokens, bytes, &ns, &done, err));
-    bytes = (uint64_t)((double)done * (double)r->pass_ns / (double)(ns ? ns : 1));
-    while (s.n < r->passes) {
-        YK_TRY(yk_cpu_bench_pass(b, type, n_tokens, bytes, &ns, &done, err));
-        s.v[s.n++] = (double)done * 1e9 / (double)(ns ? ns : 1);
-    }
-    *rate = yk_samples_median(&s, &r->m->noisy);
-    return YK_OK;
-}
-
-static yk_status measure_cpu(yk_profile_run *r, yk_cpu_bench *b, yk_error *err)
-{
-    static const uint32_t tokens[3] = {1, 8, YK_PROFILE_TOKENS};
-    yk_rates *rates = &r->m->rates;
-    double best = 0;
-    YK_TRY(yk_measure_read_rate(r->o->threads, r->o->quick ? 100 : 1000, &rates->read_bytes_per_s, err));
+    yk_rates *rates = &m->rates;
+    double fixed[YK_TYPE_LIMIT];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < m->n_reads; i++)
+        rates->read_bytes_per_s = fmax(rates->read_bytes_per_s, m->reads[i].fit.per_s);
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
-        if (!r->o->types[t] || !yk_type_get(t) || !b->ops->matmul[t])
-            continue;
-        double rate[3];
-        for (int i = 0; i < 3; i++) {
-            YK_TRY(yk_profile_tell(r, err));
-            YK_TRY(cpu_rate(r, b, (yk_type)t, tokens[i], &rate[i], err));
-        }
-        best = rate[0] > best ? rate[0] : best;
-        yk_profile_fill_buckets(rates->product[t], rate);
+        yk_profile_fill_buckets(rates->product[t], rates->product_fit[t]);
+        /* products read memory too: the larger of both is what it gives */
+        rates->read_bytes_per_s = fmax(rates->read_bytes_per_s, rates->product[t][0]);
+        if (rates->product_fit[t][0].per_s > 0)
+            fixed[n++] = rates->product_fit[t][0].ns;
     }
-    if (best > rates->read_bytes_per_s) /* products read memory too: the larger of both is what it gives */
-        rates->read_bytes_per_s = best;
-    yk_samples s = {0};
-    uint64_t ns, done;
-    for (uint32_t t = 0; t < YK_TYPE_LIMIT && !s.n; t++)
-        while (rates->product[t][0] > 0 && s.n < r->passes) { /* the smallest job, less what its bytes take */
-            YK_TRY(yk_cpu_bench_pass(b, (yk_type)t, 1, 1, &ns, &done, err));
-            const double rest = (double)ns - (double)done * 1e9 / rates->product[t][0];
-            s.v[s.n++] = rest > 0 ? rest : 0;
+    qsort(fixed, n, sizeof *fixed, by_value);
+    rates->fixed_ns = n ? fixed[n / 2] : 0;
+}
+
+static yk_status measure_cpu(yk_profile_run *r, yk_error *err)
+{
+    yk_fit prefill = {0};
+    bool room = add_reads(r) && add_attention(r, &prefill);
+    for (uint32_t t = 0; room && t < YK_TYPE_LIMIT; t++)
+        for (uint32_t i = 0; room && i < YK_FIT_TOKENS && r->o->types[t] && r->cpu->has(r->cpu->self, (yk_type)t); i++) {
+            yk_item *it = yk_profile_wants(r->o, yk_fit_tokens(i)) ? product_item(r, (yk_type)t, yk_fit_tokens(i)) : NULL;
+            room = it || !yk_profile_wants(r->o, yk_fit_tokens(i));
+            if (it)
+                it->to = &r->m->rates.product_fit[t][i];
         }
-    bool ignored = false;
-    rates->fixed_ns = yk_samples_median(&s, &ignored);
+    if (!room)
+        return yk_fail_memory(err, r->n_items * sizeof *r->items, "measuring the CPU");
+    YK_TRY(yk_profile_items(r, err));
+    r->m->rates.attention_flops_per_s = prefill.per_s;
+    take_cpu(r->m);
     return YK_OK;
 }
 
-/* ---- the machine ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- the machine --------------------------------------------------------------------------------------------------------------------- */
 
-static yk_status identify(yk_machine *m, const yk_profile_opts *o, yk_cpu_info *cpu, yk_error *err)
+static yk_status identify(yk_machine *m, const yk_profile_opts *o, yk_error *err)
 {
+    yk_cpu_info cpu;
     *m = (yk_machine){.threads = o->threads};
-    YK_TRY(yk_get_cpu_info(cpu, err));
-    snprintf(m->cpu, sizeof m->cpu, "%s", cpu->name);
+    YK_TRY(yk_get_cpu_info(&cpu, err));
+    snprintf(m->cpu, sizeof m->cpu, "%s", cpu.name);
     snprintf(m->isa, sizeof m->isa, "%s", yk_isa_name(o->isa));
-    snprintf(m->build, sizeof m->build, "yoke %s", yk_version());
+    if (o->build)
+        snprintf(m->build, sizeof m->build, "%s", o->build);
+    else
+        snprintf(m->build, sizeof m->build, "yoke %s", yk_version());
     if (gethostname(m->host, sizeof m->host - 1) != 0)
         m->host[0] = 0;
     const time_t now = time(NULL);
     struct tm utc;
     if (gmtime_r(&now, &utc))
         strftime(m->time, sizeof m->time, "%Y-%m-%dT%H:%M:%SZ", &utc);
-    m->memory_bytes = cpu->memory_bytes;
+    m->memory_bytes = cpu.memory_bytes;
     return YK_OK;
 }
 
-static yk_status measure_devices(yk_profile_run *r, yk_cpu_bench *b, yk_error *err)
+/* A stage gets its part of the time that is left; an eighth is kept for what cannot be cut short. */
+static void begin_stage(yk_profile_run *r, uint32_t stage, uint64_t end_ns)
+{
+    const uint64_t now = yk_now_ns();
+    r->stage = stage;
+    r->stage_begin_ns = now;
+    r->deadline_ns = now + (end_ns > now ? (end_ns - now) / (r->n_stages - stage) : 0);
+    r->n_items = 0;
+}
+
+static yk_status measure_devices(yk_profile_run *r, uint64_t end_ns, yk_error *err)
 {
     yk_modules *modules;
     const yk_modules_opts mo = {.null_options = r->o->null_options};
@@ -250,10 +365,11 @@ static yk_status measure_devices(yk_profile_run *r, yk_cpu_bench *b, yk_error *e
         if (colon)
             *colon = 0;
         const yk_backend *found = yk_modules_find(modules, backend);
+        begin_stage(r, i + 1, end_ns);
         if (!found || index >= found->n_devices)
             st = yk_fail(err, YK_ERR_USAGE, "device %s is not there; see yoke devices", r->o->devices[i]);
         else
-            st = yk_profile_device(r, found, index, b, err);
+            st = yk_profile_device(r, found, index, err);
     }
     yk_modules_close(&modules);
     return st;
@@ -261,24 +377,114 @@ static yk_status measure_devices(yk_profile_run *r, yk_cpu_bench *b, yk_error *e
 
 yk_status yk_profile(yk_machine *out, const yk_profile_opts *o, yk_error *err)
 {
-    yk_cpu_info cpu;
-    yk_cpu_bench b;
-    uint32_t n_types = 0;
-    YK_TRY(identify(out, o, &cpu, err));
-    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
-        n_types += o->types[t];
-    yk_profile_run r = {.o = o,
-                        .m = out,
-                        .total = n_types * 3 * (1 + o->n_devices) + 3 * o->n_devices,
-                        .passes = o->quick ? 5 : YK_PROFILE_PASSES,
-                        .pass_ns = o->quick ? 10000000 : 40000000};
-    yk_status st = bench_open(&b, o, &cpu, err);
-    if (st == YK_OK)
-        st = measure_cpu(&r, &b, err);
+    yk_profile_cpu own;
+    yk_cpu_bench *bench = NULL;
+    yk_profile_run r = {.o = o, .m = out, .cpu = o->cpu ? o->cpu : &own, .begin_ns = yk_now_ns(), .n_stages = 1 + o->n_devices};
+    const uint64_t end_ns = r.begin_ns + (o->ms ? o->ms : o->quick ? QUICK_MS : FULL_MS) * 870000ull;
+    yk_status st;
+    YK_TRY(identify(out, o, err));
+    if (!o->cpu)
+        YK_TRY(yk_cpu_bench_open(&bench, &own, o, 0, err));
+    begin_stage(&r, 0, end_ns);
+    st = measure_cpu(&r, err);
     if (st == YK_OK && o->n_devices)
-        st = measure_devices(&r, &b, err);
-    bench_close(&b);
+        st = measure_devices(&r, end_ns, err);
+    yk_cpu_bench_close(&bench);
+    yk_free(r.items);
     if (o->progress && st == YK_OK)
-        o->progress(o->progress_user, "measuring the machine", r.total, r.total);
+        o->progress(o->progress_user, "measuring the machine", 1000, 1000);
+    return st;
+}
+
+/* ---- does it still hold? ------------------------------------------------------------------------------------------------------------- */
+
+static double known_rate(const yk_machine *m, yk_type type)
+{
+    const yk_fit *f = &m->rates.product_fit[type][0];
+    return f->best_per_s > 0 ? f->best_per_s : m->rates.product[type][0];
+}
+
+static yk_status look(yk_profile_run *r, yk_error *err)
+{
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
+        if (!r->o->types[t] || !(r->m->rates.product[t][0] > 0) || !r->cpu->has(r->cpu->self, (yk_type)t))
+            continue;
+        yk_item *it = product_item(r, (yk_type)t, 1);
+        if (!it)
+            return yk_fail_memory(err, r->n_items * sizeof *it, "looking at the machine");
+        it->n_x = 1;
+        it->x[0] = it->x[1];
+        it->proportional = true;
+    }
+    for (uint32_t i = 0; i < r->n_items; i++) {
+        const uint64_t now = yk_now_ns();
+        const double left = r->deadline_ns > now ? (double)(r->deadline_ns - now) / (r->n_items - i) : 0;
+        YK_TRY(visit(r, &r->items[i], left, 0, err));
+    }
+    return YK_OK;
+}
+
+static void scale_type(yk_rates *rates, yk_type type, double f)
+{
+    for (int b = 0; b < YK_N_BUCKETS; b++)
+        rates->product[type][b] *= f;
+    for (int i = 0; i < YK_FIT_TOKENS; i++) {
+        yk_fit *fit = &rates->product_fit[type][i];
+        fit->per_s *= f;
+        fit->best_per_s *= f;
+        fit->ns /= f;
+    }
+}
+
+/* The items that moved are measured again, longer. */
+static yk_status settle_moved(yk_profile_run *r, uint32_t *n_moved, char *text, size_t capacity, yk_error *err)
+{
+    size_t at = 0;
+    double top = 0, memory = 1;
+    for (uint32_t i = 0; i < r->n_items; i++) {
+        yk_item *it = &r->items[i];
+        const double known = known_rate(r->m, it->type), before = r->m->rates.product[it->type][0];
+        double f = it->line.best_per_s / known;
+        if (fabs(f - 1) > YK_CANARY_MOVED) {
+            YK_TRY(visit(r, it, AGAIN_MS * 1e6, 1, err));
+            f = it->line.best_per_s / known;
+        }
+        if (fabs(f - 1) <= YK_CANARY_MOVED)
+            f = 1;
+        if (before > top) { /* memory moves with what is nearest to it */
+            top = before;
+            memory = f;
+        }
+        if (f == 1)
+            continue;
+        scale_type(&r->m->rates, it->type, f);
+        ++*n_moved;
+        const int n =
+            snprintf(text + at, capacity - at, "%s%s %+.0f %%", at ? ", " : "", yk_type_get(it->type)->name, 100 * (f - 1));
+        at = n > 0 && at + (size_t)n < capacity ? at + (size_t)n : at;
+    }
+    r->m->rates.read_bytes_per_s *= memory;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        r->m->rates.read_bytes_per_s = fmax(r->m->rates.read_bytes_per_s, r->m->rates.product[t][0]);
+    return YK_OK;
+}
+
+yk_status yk_profile_canary(yk_machine *m, const yk_profile_opts *o, uint32_t *n_moved, char *text, size_t capacity,
+                            yk_error *err)
+{
+    yk_profile_cpu own;
+    yk_cpu_bench *bench = NULL;
+    yk_profile_run r = {.o = o, .m = m, .cpu = o->cpu ? o->cpu : &own, .n_stages = 1};
+    *n_moved = 0;
+    text[0] = 0;
+    if (!o->cpu)
+        YK_TRY(yk_cpu_bench_open(&bench, &own, o, CANARY_BYTES, err));
+    r.begin_ns = r.stage_begin_ns = yk_now_ns();
+    r.deadline_ns = r.begin_ns + CANARY_MS * 1000000ull;
+    yk_status st = look(&r, err);
+    if (st == YK_OK)
+        st = settle_moved(&r, n_moved, text, capacity, err);
+    yk_cpu_bench_close(&bench);
+    yk_free(r.items);
     return st;
 }

@@ -1,8 +1,7 @@
-/* profile.h - measures a machine: what partition/ plans by. It measures and decides nothing.
+/* profile.h - measures a machine: what partition/ plans by. It measures and decides nothing. docs/PROFILER.md says what and how.
  *
- * Every figure is the median of several short passes over memory larger than the caches; a figure whose middle half spreads by more than a quarter
- * marks the machine as noisy. Rates are measured at 1, 8 and 64 tokens; the buckets between are read off the straight line of seconds over tokens
- * through their neighbours. */
+ * Every figure is a line t = ns + x / rate through times of several sizes x (fit.h), taken in two visits with all other figures between them, and
+ * more while time is left and it has not settled. */
 #ifndef YK_PROFILER_PROFILE_H
 #define YK_PROFILER_PROFILE_H
 
@@ -10,6 +9,29 @@
 #include "cpu/pool.h"
 #include "gpu/modules.h"
 #include "partition/machine.h"
+#include "profiler/fit.h"
+
+/* One measured piece of work: x is what was done (bytes, operations). Times are of the monotonic clock. */
+typedef struct yk_pass {
+    uint64_t begin_ns, end_ns;
+    double x;
+} yk_pass;
+
+/* The CPU lane that is measured: this machine's (cpu.c), or a modelled one in tests. */
+typedef struct yk_profile_cpu {
+    void *self;
+    uint32_t n_reads; /* ways to read memory, [0] all threads with huge pages */
+    yk_read_rate reads[YK_MAX_READS];
+    yk_status (*read)(void *self, uint32_t which, yk_pass *out, yk_error *err);
+    bool (*has)(void *self, yk_type type);
+    uint64_t (*unit_bytes)(void *self, yk_type type); /* of the three matrices of one cut unit, 4096 columns wide */
+    /* The product of about `bytes` of weights with n tokens; x: bytes of weights. */
+    yk_status (*product)(void *self, yk_type type, uint32_t n_tokens, uint64_t bytes, yk_pass *out, yk_error *err);
+    /* Attention of n tokens over `depth` positions; x: bytes of K and V for one token, operations for more. */
+    yk_status (*attention)(void *self, uint32_t n_tokens, uint32_t depth, yk_pass *out, yk_error *err);
+    /* NULL, or told which device is measured now; gpu NULL: none any more. */
+    yk_status (*attach)(void *self, const yk_device_table *table, yk_gpu *gpu);
+} yk_profile_cpu;
 
 typedef struct yk_profile_opts {
     bool types[YK_TYPE_LIMIT]; /* weight types to measure */
@@ -19,6 +41,9 @@ typedef struct yk_profile_opts {
     uint32_t threads;                             /* workers */
     yk_isa isa;
     bool quick;
+    uint32_t ms;               /* time for all of it; 0: 3 s quick, else 30 s */
+    const char *build;         /* identity of the kernels; NULL: the version */
+    const yk_profile_cpu *cpu; /* NULL: this machine's */
     yk_progress_fn progress;
     void *progress_user;
 } yk_profile_opts;
@@ -27,46 +52,77 @@ typedef struct yk_profile_opts {
  * YK_ERR_MEMORY; YK_ERR_CANCELLED. */
 yk_status yk_profile(yk_machine *out, const yk_profile_opts *opts, yk_error *err);
 
-/* ---- shared by the files of the profiler ---- */
-
-enum { YK_PROFILE_COLS = 4096, YK_PROFILE_TOKENS = 64, YK_PROFILE_PASSES = 15 };
-
-/* The CPU lane: workers, weights, activations. */
-typedef struct yk_cpu_bench {
-    const yk_ops *ops;
-    yk_pool *pool;
-    yk_arena weights;
-    float *x; /* [YK_PROFILE_TOKENS][YK_PROFILE_COLS] */
-    yk_q8 q8;
-    _Atomic(uint64_t) *owners, *claims;
-    uint64_t at; /* where in the weights the next pass begins */
-} yk_cpu_bench;
-
-/* One pass: the product of about `bytes` of weights of a type with n tokens. *ns and *done (bytes of weights) are what it took. */
-yk_status yk_cpu_bench_pass(yk_cpu_bench *b, yk_type type, uint32_t n_tokens, uint64_t bytes, uint64_t *ns, uint64_t *done,
+/* A quick look (about 200 ms) at whether the CPU figures of `m` still hold: product rates at one token of the types in opts, and memory. Those that have
+ * moved by more than 15 % are measured again, their buckets are scaled, and `text` (one line) says what; *n_moved is how many. opts->threads and
+ * isa are those of `m`. */
+#define YK_CANARY_MOVED 0.15
+yk_status yk_profile_canary(yk_machine *m, const yk_profile_opts *opts, uint32_t *n_moved, char *text, size_t capacity,
                             yk_error *err);
 
-/* Passes of one figure. */
-typedef struct yk_samples {
-    double v[YK_PROFILE_PASSES];
-    uint32_t n;
-} yk_samples;
-/* Median; *noisy is set (never cleared) when the middle half spreads by more than a quarter of it. */
-double yk_samples_median(yk_samples *s, bool *noisy);
-/* product[] of a type from the rates at 1, 8 and 64 tokens (bytes of weights per second). */
-void yk_profile_fill_buckets(double product[YK_N_BUCKETS], const double rate[3]);
+/* ---- shared by the files of the profiler ---- */
 
-/* The run: options, and how far it is. */
+enum {
+    YK_PROFILE_COLS = 4096,
+    YK_PROFILE_TOKENS = 512,
+    YK_PROFILE_HEADS = 32, /* attention: of 128 dimensions, 16-bit K and V */
+    YK_PROFILE_KV_HEADS = 8,
+    YK_PROFILE_HEAD_DIM = 128
+};
+
+/* The CPU lane of this machine. */
+typedef struct yk_cpu_bench yk_cpu_bench;
+/* `bytes` of weights, 0: by the caches and `quick`. Fills lane. */
+yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_profile_opts *opts, uint64_t bytes,
+                            yk_error *err);
+void yk_cpu_bench_close(yk_cpu_bench **bench);
+/* Processors of a list as the system writes it ("0-3,8,10-11"), ascending; at most `capacity` are written. UINT32_MAX: it is no such list. */
+uint32_t yk_cpu_list_parse(const char *text, uint32_t *cpus, uint32_t capacity);
+
+/* Something that is measured: passes of sizes x[]. */
+typedef struct yk_item yk_item;
+struct yk_item {
+    char name[48];
+    yk_status (*pass)(yk_item *item, double x, yk_pass *out, yk_error *err); /* out->x is what was done for size x */
+    void *lane;                                                              /* for pass */
+    yk_type type;
+    uint32_t n, which; /* tokens; way, direction */
+    uint32_t n_x;
+    double x[YK_FIT_SIZES], least; /* ascending; made smaller together, not below `least`, when one takes too long */
+    bool fixed;                    /* sizes may not be changed */
+    bool drop;                     /* sizes are not made smaller: the largest are left out when they take too long */
+    bool proportional;             /* no fixed cost */
+    bool quiet;                    /* says nothing about the machine's noise */
+    double weight;                 /* share of time */
+    bool opened;
+    yk_fit *to; /* where the result goes; may be NULL */
+    yk_samples s;
+    yk_line line;
+};
+
 typedef struct yk_profile_run {
     const yk_profile_opts *o;
     yk_machine *m;
-    uint32_t done, total;
-    uint32_t passes;
-    uint64_t pass_ns; /* a pass should take this long */
+    const yk_profile_cpu *cpu;
+    uint64_t begin_ns, stage_begin_ns, deadline_ns; /* of the stage: CPU, a device */
+    uint32_t stage, n_stages;
+    yk_item *items; /* of the stage */
+    uint32_t n_items, cap_items;
 } yk_profile_run;
-yk_status yk_profile_tell(yk_profile_run *r, yk_error *err);
 
-/* Measure device number `index` of a backend into r->m->devices. cpu: for what copies and products leave each other. */
-yk_status yk_profile_device(yk_profile_run *r, const yk_backend *backend, uint32_t index, yk_cpu_bench *cpu, yk_error *err);
+/* A new item, zeroed but for its name and a weight of 1; NULL: no memory. Pointers to earlier items are invalid then. */
+yk_item *yk_profile_item(yk_profile_run *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Measure all items until the run's deadline. YK_ERR_CANCELLED and failures of passes. */
+yk_status yk_profile_items(yk_profile_run *r, yk_error *err);
+/* Show how far the run is. YK_ERR_CANCELLED. */
+yk_status yk_profile_tell(const yk_profile_run *r, yk_error *err);
+/* The result of an item into the machine: its fit, and its name among those that did not settle. */
+void yk_profile_take(yk_profile_run *r, const yk_item *item);
+/* product[] of rates from the fits at the token numbers measured. */
+void yk_profile_fill_buckets(double product[YK_N_BUCKETS], const yk_fit fits[YK_FIT_TOKENS]);
+/* Is this number of tokens measured? */
+bool yk_profile_wants(const yk_profile_opts *o, uint32_t n_tokens);
+
+/* Measure device number `index` of a backend into r->m->devices. */
+yk_status yk_profile_device(yk_profile_run *r, const yk_backend *backend, uint32_t index, yk_error *err);
 
 #endif

@@ -5,6 +5,10 @@
  *   vram    device memory, bytes/s (300e9)                      flops   operations/s (20e12)
  *   link    copies to the device and back, bytes/s (12e9)       up, down   one direction of it
  *   launch  fixed cost of a launch, s (5e-6)                    copy    fixed cost of a copy, s (10e-6)
+ *   signal  until the host sees a signal, s (0)                 page    factor on copies of memory that is not page-locked (1)
+ *   host    the CPU's own work beside the device, bytes/s (30e9), and hostfix its fixed cost, s (0): kernel "host" of time devices,
+ *           without arguments, takes that for its cost_bytes
+ *   A_B     A and B of gpu, up, down, host: the time of A is so many times longer while B works (1); "up_host=1.3"
  *   fail    for tests: the allocation of this number, counted from 1 in all of the module, fails (0: none)
  * Without options there is one device, "compute". Event times of a time device are dilated real times: divide differences by d.
  */
@@ -28,6 +32,23 @@ void *yk_null_alloc(size_t bytes)
     return k == fail_at ? NULL : yk_module_host->alloc(bytes);
 }
 
+static const char *const lanes[YK_NULL_LANES] = {"gpu", "up", "down", "host"};
+
+/* Setting "A_B"; false when it is none. */
+static bool read_slow(yk_null_config *c, const char *name, size_t n, double v)
+{
+    for (int a = 0; a < YK_NULL_LANES; a++)
+        for (int b = 0; b < YK_NULL_LANES; b++) {
+            char text[16];
+            snprintf(text, sizeof text, "%s_%s", lanes[a], lanes[b]);
+            if (a == b || strlen(text) != n || memcmp(text, name, n) != 0 || !(v >= 1 && v <= 1000))
+                continue;
+            c->slow[a][b] = v;
+            return true;
+        }
+    return false;
+}
+
 static yk_status read_setting(yk_null_config *c, const char *name, size_t n, double v)
 {
     const struct {
@@ -37,7 +58,8 @@ static yk_status read_setting(yk_null_config *c, const char *name, size_t n, dou
     } settings[] = {
         {"d", {&c->dilation}, false},   {"vram", {&c->vram}, false},         {"flops", {&c->flops}, false},
         {"up", {&c->up}, false},        {"link", {&c->up, &c->down}, false}, {"down", {&c->down}, false},
-        {"launch", {&c->launch}, true}, {"copy", {&c->copy}, true},
+        {"launch", {&c->launch}, true}, {"copy", {&c->copy}, true},          {"signal", {&c->signal}, true},
+        {"page", {&c->page}, false},    {"host", {&c->host}, false},         {"hostfix", {&c->host_fixed}, true},
     };
     if (n == 3 && memcmp(name, "mem", 3) == 0 && v >= 1 && v < 0x1p60) {
         c->memory_bytes = (uint64_t)v;
@@ -57,6 +79,8 @@ static yk_status read_setting(yk_null_config *c, const char *name, size_t n, dou
                 *settings[i].at[k] = v;
         return YK_OK;
     }
+    if (read_slow(c, name, n, v))
+        return YK_OK;
     return yk_module_fail(YK_ERR_USAGE, "null device: setting \"%.*s\" is unknown or out of range", (int)n, name);
 }
 
@@ -73,7 +97,11 @@ static yk_status read_device(const char *p, const char *end)
                           .down = 12e9,
                           .launch = 5e-6,
                           .copy = 10e-6,
+                          .page = 1,
+                          .host = 30e9,
                           .memory_bytes = 16ull << 30};
+    for (int i = 0; i < YK_NULL_LANES * YK_NULL_LANES; i++)
+        c->slow[i / YK_NULL_LANES][i % YK_NULL_LANES] = 1;
     const char *comma = memchr(p, ',', (size_t)(end - p));
     const size_t n = (size_t)((comma ? comma : end) - p);
     c->time = n == 4 && memcmp(p, "time", 4) == 0;
@@ -130,7 +158,7 @@ static yk_status null_open(yk_gpu **out, uint32_t index, uint64_t budget_bytes)
     if (index >= n_configs)
         return yk_module_fail(YK_ERR_USAGE, "null device %u does not exist, there are %u", index, n_configs);
     yk_gpu *g = yk_null_alloc(sizeof *g);
-    struct yk_gpu_kernel *k = yk_null_alloc(yk_null_n_kernels() * sizeof *k);
+    struct yk_gpu_kernel *k = yk_null_alloc((yk_null_n_kernels() + 1) * sizeof *k);
     if (!g || !k) {
         yk_module_host->free(g);
         yk_module_host->free(k);
@@ -139,10 +167,14 @@ static yk_status null_open(yk_gpu **out, uint32_t index, uint64_t budget_bytes)
     const yk_null_config *c = &configs[index];
     *g = (yk_gpu){
         .config = c, .budget = {.limit = budget_bytes < c->memory_bytes ? budget_bytes : c->memory_bytes}, .kernels = k};
-    for (uint32_t i = 0; i < yk_null_n_kernels(); i++)
+    for (uint32_t i = 0; i <= yk_null_n_kernels(); i++)
         k[i].index = i;
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_mutex_init(&g->lock, NULL);
-    pthread_cond_init(&g->changed, NULL);
+    pthread_cond_init(&g->changed, &attr);
+    pthread_condattr_destroy(&attr);
     *out = g;
     return YK_OK;
 }
@@ -181,7 +213,8 @@ static void null_close(yk_gpu *g)
     while (g->pinned) {
         yk_null_pinned *p = g->pinned;
         g->pinned = p->next;
-        yk_module_host->free(p->data);
+        if (!p->registered)
+            yk_module_host->free(p->data);
         yk_module_host->free(p);
     }
     pthread_mutex_destroy(&g->lock);
@@ -252,40 +285,51 @@ static yk_status null_host_alloc(yk_gpu *g, uint64_t bytes, void **out)
         yk_module_host->free(p);
         return yk_module_out_of_memory(bytes, "pinned memory");
     }
-    *p = (yk_null_pinned){.next = g->pinned, .data = *out};
+    *p = (yk_null_pinned){.next = g->pinned, .data = *out, .bytes = bytes};
     g->pinned = p;
     return YK_OK;
 }
 
-static void null_host_free(yk_gpu *g, void *data)
+static void forget_pinned(yk_gpu *g, const void *data, bool registered)
 {
     for (yk_null_pinned **at = &g->pinned; *at; at = &(*at)->next) {
         yk_null_pinned *p = *at;
-        if (p->data != data)
+        if (p->data != data || p->registered != registered)
             continue;
         *at = p->next;
-        yk_module_host->free(p->data);
+        if (!registered)
+            yk_module_host->free(p->data);
         yk_module_host->free(p);
         return;
     }
 }
 
-/* The device reads host memory where it lies: nothing has to be locked. */
+static void null_host_free(yk_gpu *g, void *data)
+{
+    forget_pinned(g, data, false);
+}
+
+/* The device reads host memory where it lies: nothing has to be locked, but settings may tell locked memory from other. */
 static yk_status null_host_register(yk_gpu *g, void *p, uint64_t bytes)
 {
-    (void)g;
-    return p && bytes ? YK_OK : yk_module_fail(YK_ERR_USAGE, "no host memory to lock");
+    if (!p || !bytes)
+        return yk_module_fail(YK_ERR_USAGE, "no host memory to lock");
+    yk_null_pinned *r = yk_null_alloc(sizeof *r);
+    if (!r)
+        return yk_module_out_of_memory(sizeof *r, "locked memory");
+    *r = (yk_null_pinned){.next = g->pinned, .data = p, .bytes = bytes, .registered = true};
+    g->pinned = r;
+    return YK_OK;
 }
 
 static void null_host_unregister(yk_gpu *g, void *p)
 {
-    (void)g;
-    (void)p;
+    forget_pinned(g, p, true);
 }
 
 static yk_status null_kernel_get(yk_gpu *g, const char *name, yk_gpu_kernel **out)
 {
-    const uint32_t i = yk_null_kernel_find(name);
+    const uint32_t i = g->config->time && strcmp(name, "host") == 0 ? yk_null_n_kernels() : yk_null_kernel_find(name);
     *out = i == UINT32_MAX ? NULL : &g->kernels[i];
     return *out ? YK_OK : yk_module_fail(YK_ERR_USAGE, "there is no kernel \"%s\"", name);
 }

@@ -28,13 +28,20 @@ uint32_t yk_null_n_kernels(void);
 /* All groups of a launch, one after the other. */
 void yk_null_kernel_run(uint32_t i, const uint32_t groups[3], const yk_host_arg *args);
 
+/* What works at the same time in time mode; the streams of a kind share a lane. "host" is the CPU, as far as it disturbs the others and they it. */
+enum yk_null_lane { YK_NULL_GPU, YK_NULL_UP, YK_NULL_DOWN, YK_NULL_HOST, YK_NULL_LANES };
+
 /* One configured device; rates in units a second, times in seconds of the modelled machine. */
 typedef struct yk_null_config {
     bool time;
-    double dilation;     /* real seconds for a modelled one */
-    double vram, flops;  /* bytes, operations */
-    double up, down;     /* copies to the device and back, bytes */
-    double launch, copy; /* fixed cost of a launch and of a copy */
+    double dilation;                           /* real seconds for a modelled one */
+    double vram, flops;                        /* bytes, operations */
+    double up, down;                           /* copies to the device and back, bytes */
+    double launch, copy;                       /* fixed cost of a launch and of a copy */
+    double signal;                             /* until a signal is seen by the host */
+    double page;                               /* factor on copies from and to memory that is not page-locked */
+    double host, host_fixed;                   /* the CPU's work: bytes, fixed cost of a job (kernel "host") */
+    double slow[YK_NULL_LANES][YK_NULL_LANES]; /* [a][b]: factor on the time of a while b works */
     uint64_t memory_bytes;
 } yk_null_config;
 
@@ -49,6 +56,8 @@ typedef struct yk_null_mem {
 typedef struct yk_null_pinned {
     struct yk_null_pinned *next;
     void *data;
+    uint64_t bytes;
+    bool registered; /* the caller's memory */
 } yk_null_pinned;
 
 struct yk_gpu_kernel {
@@ -78,7 +87,8 @@ enum yk_null_op {
 typedef struct yk_null_cmd {
     struct yk_null_cmd *next;
     enum yk_null_op op;
-    uint64_t enqueued_ns, cost_ns; /* cost in real (dilated) ns; 0 in compute mode */
+    enum yk_null_lane lane;
+    uint64_t cost_ns; /* in real (dilated) ns; 0 in compute mode */
     /* launch */
     uint32_t kernel, groups[3], n_args;
     yk_host_arg args[YK_GPU_MAX_ARGS];
@@ -97,10 +107,10 @@ struct yk_gpu_stream {
     struct yk_gpu_stream *next;
     struct yk_gpu *gpu;
     yk_gpu_stream_kind kind;
-    pthread_t thread;
+    pthread_t thread; /* compute mode */
     yk_null_cmd *head, **tail;
-    bool quit;       /* no more commands; waits for boxes are over */
-    uint64_t end_ns; /* of the last command, in modelled deadlines; owned by the thread */
+    bool quit;         /* no more commands; waits for boxes are over */
+    uint64_t since_ns; /* time mode: when head became the first command */
 };
 
 struct yk_gpu {
@@ -112,11 +122,22 @@ struct yk_gpu {
     yk_null_pinned *pinned;
     struct yk_gpu_stream *streams;
     struct yk_gpu_event *events;
-    uint64_t lane_free_ns[3]; /* by stream kind: two streams of a kind share what carries them */
     uint32_t posted[YK_GPU_MAILBOXES], signalled[YK_GPU_MAILBOXES];
-    uint64_t posted_ns[YK_GPU_MAILBOXES];
-    struct yk_gpu_kernel *kernels;
+    struct yk_gpu_kernel *kernels; /* [yk_null_n_kernels() + 1]: the last one is "host" */
+    /* time mode: the moment the simulation has reached, whose command a lane works on, and what is left of its cost */
+    uint64_t sim_ns;
+    struct yk_gpu_stream *lane[YK_NULL_LANES];
+    double left[YK_NULL_LANES];
 };
+
+/* What a command waits for has come; lock held. */
+bool yk_null_ready(const struct yk_gpu_stream *stream, const yk_null_cmd *cmd);
+/* Drop the first command; lock held. */
+void yk_null_stream_pop(struct yk_gpu_stream *stream);
+
+/* time.c, lock held. Carry the simulation on to `now` of the monotonic clock; wait until all of a stream's commands are done. */
+void yk_null_advance(struct yk_gpu *gpu, uint64_t now);
+void yk_null_drain(struct yk_gpu_stream *stream);
 
 /* stream.c: these fill the table. */
 yk_status yk_null_stream_open(yk_gpu *gpu, yk_gpu_stream_kind kind, yk_gpu_stream **out);

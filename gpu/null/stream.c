@@ -1,26 +1,7 @@
-/* stream.c - streams of the null device: a thread and a list of commands each.
- *
- * In time mode a command ends at a deadline: the latest of its stream's previous end, of what it waits for and of the moment it
- * was enqueued, plus its cost. Deadlines are absolute and computed from deadlines, so that threads that wake up late do not
- * shift what follows. */
+/* stream.c - streams of the null device: a list of commands each. In compute mode a thread works through it, in time mode time.c does. */
 #include "gpu/null/null.h"
 
-#include <errno.h>
-#include <time.h>
-
 #include "src/base/clock.h"
-
-static uint64_t max_u64(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-static void sleep_until(uint64_t ns)
-{
-    const struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
-        ;
-}
 
 /* Frees an event when the last user is gone; lock held. */
 static void event_drop(yk_gpu_event *e)
@@ -36,8 +17,7 @@ static void event_drop(yk_gpu_event *e)
     yk_module_host->free(e);
 }
 
-/* What a command waits for has come; lock held. */
-static bool ready(const yk_gpu_stream *s, const yk_null_cmd *c)
+bool yk_null_ready(const yk_gpu_stream *s, const yk_null_cmd *c)
 {
     if (c->op == YK_NULL_WAIT)
         return c->event->done >=
@@ -48,28 +28,19 @@ static bool ready(const yk_gpu_stream *s, const yk_null_cmd *c)
 }
 
 /* The work of compute mode; no lock held. */
-static void work(const yk_gpu_stream *s, const yk_null_cmd *c)
+static void work(const yk_null_cmd *c)
 {
-    const bool time = s->gpu->config->time;
     switch (c->op) {
     case YK_NULL_LAUNCH:
-        if (!time)
-            yk_null_kernel_run(c->kernel, c->groups, c->args);
+        yk_null_kernel_run(c->kernel, c->groups, c->args);
         break;
     case YK_NULL_TO_DEVICE:
-    case YK_NULL_DEVICE:
-        if (!time)
-            memmove(c->to, c->from, c->bytes);
-        break;
     case YK_NULL_TO_HOST:
-        if (time)
-            memset(c->to, 0, c->bytes);
-        else
-            memcpy(c->to, c->from, c->bytes);
+    case YK_NULL_DEVICE:
+        memmove(c->to, c->from, c->bytes);
         break;
     case YK_NULL_FILL:
-        if (!time)
-            memset(c->to, c->byte, c->bytes);
+        memset(c->to, c->byte, c->bytes);
         break;
     default:
         break;
@@ -77,36 +48,33 @@ static void work(const yk_gpu_stream *s, const yk_null_cmd *c)
 }
 
 /* Executes c; lock held at entry and exit. */
-static void run(yk_gpu_stream *s, yk_null_cmd *c)
+static void run(yk_gpu_stream *s, const yk_null_cmd *c)
 {
     yk_gpu *g = s->gpu;
-    while (!ready(s, c))
+    while (!yk_null_ready(s, c))
         pthread_cond_wait(&g->changed, &g->lock);
-    if (g->config->time) {
-        uint64_t start = max_u64(s->end_ns, c->enqueued_ns);
-        if (c->op == YK_NULL_WAIT)
-            start = max_u64(start, c->event->ns);
-        if (c->op == YK_NULL_BOX_WAIT)
-            start = max_u64(start, g->posted_ns[c->box]);
-        if (c->cost_ns) {
-            start = max_u64(start, g->lane_free_ns[s->kind]);
-            g->lane_free_ns[s->kind] = start + c->cost_ns;
-        }
-        s->end_ns = start + c->cost_ns;
-    }
     pthread_mutex_unlock(&g->lock);
-    work(s, c);
-    if (c->cost_ns)
-        sleep_until(s->end_ns);
+    work(c);
+    const uint64_t end = yk_now_ns();
     pthread_mutex_lock(&g->lock);
-    if (!g->config->time)
-        s->end_ns = yk_now_ns();
     if (c->op == YK_NULL_RECORD) {
         c->event->done = c->number;
-        c->event->ns = s->end_ns;
+        c->event->ns = end;
     }
     if (c->op == YK_NULL_SIGNAL && g->signalled[c->box] < c->value)
         g->signalled[c->box] = c->value;
+}
+
+void yk_null_stream_pop(yk_gpu_stream *s)
+{
+    yk_null_cmd *c = s->head;
+    s->head = c->next;
+    s->since_ns = s->gpu->sim_ns;
+    if (!s->head)
+        s->tail = &s->head;
+    if (c->event)
+        event_drop(c->event);
+    yk_module_host->free(c);
 }
 
 static void *loop(void *arg)
@@ -117,16 +85,10 @@ static void *loop(void *arg)
     for (;;) {
         while (!s->head && !s->quit)
             pthread_cond_wait(&g->changed, &g->lock);
-        yk_null_cmd *c = s->head;
-        if (!c)
-            break;
-        run(s, c);
-        s->head = c->next;
         if (!s->head)
-            s->tail = &s->head;
-        if (c->event)
-            event_drop(c->event);
-        yk_module_host->free(c);
+            break;
+        run(s, s->head);
+        yk_null_stream_pop(s);
         pthread_cond_broadcast(&g->changed);
     }
     pthread_mutex_unlock(&g->lock);
@@ -142,7 +104,7 @@ yk_status yk_null_stream_open(yk_gpu *gpu, yk_gpu_stream_kind kind, yk_gpu_strea
     if (!s)
         return yk_module_out_of_memory(sizeof *s, "a stream");
     *s = (yk_gpu_stream){.gpu = gpu, .kind = kind, .tail = &s->head};
-    const int e = pthread_create(&s->thread, NULL, loop, s);
+    const int e = gpu->config->time ? 0 : pthread_create(&s->thread, NULL, loop, s);
     if (e) {
         yk_module_host->free(s);
         return yk_module_fail(YK_ERR_RUNTIME, "no thread for a stream: %s", strerror(e));
@@ -163,8 +125,11 @@ void yk_null_stream_close(yk_gpu_stream *s)
     pthread_mutex_lock(&g->lock);
     s->quit = true;
     pthread_cond_broadcast(&g->changed);
+    if (g->config->time)
+        yk_null_drain(s);
     pthread_mutex_unlock(&g->lock);
-    pthread_join(s->thread, NULL);
+    if (!g->config->time)
+        pthread_join(s->thread, NULL);
     for (yk_gpu_stream **p = &g->streams; *p; p = &(*p)->next) {
         if (*p == s) {
             *p = s->next;
@@ -183,6 +148,8 @@ yk_status yk_null_stream_flush(yk_gpu_stream *stream)
 yk_status yk_null_stream_sync(yk_gpu_stream *s)
 {
     pthread_mutex_lock(&s->gpu->lock);
+    if (s->gpu->config->time)
+        yk_null_drain(s);
     while (s->head)
         pthread_cond_wait(&s->gpu->changed, &s->gpu->lock);
     pthread_mutex_unlock(&s->gpu->lock);
@@ -197,8 +164,12 @@ static yk_status enqueue(yk_gpu_stream *s, const yk_null_cmd *c)
         return yk_module_out_of_memory(sizeof *own, "a command");
     *own = *c;
     own->next = NULL;
-    own->enqueued_ns = yk_now_ns();
     pthread_mutex_lock(&s->gpu->lock);
+    if (s->gpu->config->time) {
+        yk_null_advance(s->gpu, yk_now_ns());
+        if (!s->head)
+            s->since_ns = s->gpu->sim_ns;
+    }
     if (own->event) {
         own->event->refs++;
         if (own->op == YK_NULL_RECORD)
@@ -248,6 +219,8 @@ yk_status yk_null_event_wait(yk_gpu_stream *s, yk_gpu_event *e)
 yk_status yk_null_event_time(yk_gpu_event *e, uint64_t *ns)
 {
     pthread_mutex_lock(&e->gpu->lock);
+    if (e->gpu->config->time)
+        yk_null_advance(e->gpu, yk_now_ns());
     const bool done = e->recorded && e->done == e->recorded;
     *ns = done ? e->ns : 0;
     pthread_mutex_unlock(&e->gpu->lock);
@@ -257,6 +230,17 @@ yk_status yk_null_event_time(yk_gpu_event *e, uint64_t *ns)
 static uint64_t cost(const yk_gpu *g, double seconds)
 {
     return g->config->time ? (uint64_t)(seconds * g->config->dilation * 1e9) : 0;
+}
+
+/* Factor on a copy from or to host memory: 1 when it is page-locked. */
+static double page_factor(yk_gpu *g, const void *host, uint64_t bytes)
+{
+    const uintptr_t from = (uintptr_t)host;
+    double f = g->config->page;
+    for (const yk_null_pinned *p = g->pinned; p; p = p->next)
+        if (from >= (uintptr_t)p->data && from + bytes <= (uintptr_t)p->data + p->bytes)
+            f = 1;
+    return f;
 }
 
 /* Data of mem, or NULL with a line when bytes do not fit in it. */
@@ -276,11 +260,13 @@ yk_status yk_null_copy_to_device(yk_gpu_stream *s, yk_gpu_mem to, const void *fr
     uint8_t *p = data_of(&to, bytes, "a copy to the device");
     if (!p)
         return YK_ERR_USAGE;
-    return enqueue(s, &(yk_null_cmd){.op = YK_NULL_TO_DEVICE,
-                                     .to = p,
-                                     .from = from,
-                                     .bytes = bytes,
-                                     .cost_ns = cost(s->gpu, c->copy + (double)bytes / c->up)});
+    return enqueue(s,
+                   &(yk_null_cmd){.op = YK_NULL_TO_DEVICE,
+                                  .lane = YK_NULL_UP,
+                                  .to = p,
+                                  .from = from,
+                                  .bytes = bytes,
+                                  .cost_ns = cost(s->gpu, c->copy + page_factor(s->gpu, from, bytes) * (double)bytes / c->up)});
 }
 
 yk_status yk_null_copy_to_host(yk_gpu_stream *s, void *to, yk_gpu_mem from, uint64_t bytes)
@@ -289,11 +275,13 @@ yk_status yk_null_copy_to_host(yk_gpu_stream *s, void *to, yk_gpu_mem from, uint
     const uint8_t *p = data_of(&from, bytes, "a copy to the host");
     if (!p)
         return YK_ERR_USAGE;
-    return enqueue(s, &(yk_null_cmd){.op = YK_NULL_TO_HOST,
-                                     .to = to,
-                                     .from = p,
-                                     .bytes = bytes,
-                                     .cost_ns = cost(s->gpu, c->copy + (double)bytes / c->down)});
+    return enqueue(s,
+                   &(yk_null_cmd){.op = YK_NULL_TO_HOST,
+                                  .lane = YK_NULL_DOWN,
+                                  .to = to,
+                                  .from = p,
+                                  .bytes = bytes,
+                                  .cost_ns = cost(s->gpu, c->copy + page_factor(s->gpu, to, bytes) * (double)bytes / c->down)});
 }
 
 yk_status yk_null_copy_device(yk_gpu_stream *s, yk_gpu_mem to, yk_gpu_mem from, uint64_t bytes)
@@ -326,10 +314,15 @@ yk_status yk_null_fill(yk_gpu_stream *s, yk_gpu_mem mem, uint8_t byte, uint64_t 
 yk_status yk_null_launch(yk_gpu_stream *s, const yk_gpu_launch *l)
 {
     const yk_null_config *c = s->gpu->config;
-    const yk_host_kernel *k = yk_null_kernel(l->kernel->index);
+    const bool host = l->kernel->index == yk_null_n_kernels();
+    const yk_host_kernel *k = host ? &(yk_host_kernel){"host", "", NULL} : yk_null_kernel(l->kernel->index);
     const yk_status st = yk_module_check_launch(l, k->name, k->kinds);
     if (st != YK_OK)
         return st;
+    if (host)
+        return enqueue(s, &(yk_null_cmd){.op = YK_NULL_LAUNCH,
+                                         .lane = YK_NULL_HOST,
+                                         .cost_ns = cost(s->gpu, c->host_fixed + (double)l->cost_bytes / c->host)});
     yk_null_cmd cmd = {.op = YK_NULL_LAUNCH, .kernel = l->kernel->index, .n_args = l->n_args};
     memcpy(cmd.groups, l->groups, sizeof cmd.groups);
     for (uint32_t i = 0; i < l->n_args; i++) {
@@ -354,10 +347,21 @@ static yk_status check_box(uint32_t box)
                : yk_module_fail(YK_ERR_USAGE, "mailbox %u does not exist, there are %d", box, YK_GPU_MAILBOXES);
 }
 
+/* The signal is seen some time after the work before it, which holds nothing up but what follows on the stream. */
+static yk_status enqueue_signal(yk_gpu_stream *s, uint32_t box, uint32_t value)
+{
+    const yk_null_cmd c = {.op = YK_NULL_SIGNAL,
+                           .lane = (enum yk_null_lane)s->kind,
+                           .box = box,
+                           .value = value,
+                           .cost_ns = cost(s->gpu, s->gpu->config->signal)};
+    return enqueue(s, &c);
+}
+
 yk_status yk_null_box_signal(yk_gpu_stream *s, uint32_t box, uint32_t value)
 {
     const yk_status st = check_box(box);
-    return st == YK_OK ? enqueue(s, &(yk_null_cmd){.op = YK_NULL_SIGNAL, .box = box, .value = value}) : st;
+    return st == YK_OK ? enqueue_signal(s, box, value) : st;
 }
 
 yk_status yk_null_box_wait(yk_gpu_stream *s, uint32_t box, uint32_t value)
@@ -372,10 +376,10 @@ yk_status yk_null_box_post(yk_gpu *g, uint32_t box, uint32_t value)
     if (st != YK_OK)
         return st;
     pthread_mutex_lock(&g->lock);
-    if (g->posted[box] < value) {
+    if (g->config->time)
+        yk_null_advance(g, yk_now_ns());
+    if (g->posted[box] < value)
         g->posted[box] = value;
-        g->posted_ns[box] = yk_now_ns();
-    }
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
     return YK_OK;
@@ -387,6 +391,8 @@ yk_status yk_null_box_value(yk_gpu *g, uint32_t box, uint32_t *value)
     if (st != YK_OK)
         return st;
     pthread_mutex_lock(&g->lock);
+    if (g->config->time)
+        yk_null_advance(g, yk_now_ns());
     *value = g->signalled[box];
     pthread_mutex_unlock(&g->lock);
     return YK_OK;

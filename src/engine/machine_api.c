@@ -1,6 +1,7 @@
 /* The machine of yoke.h: measured, read, written, and kept in the user's cache. */
 #include <errno.h>
 #include <inttypes.h>
+#include <link.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,53 @@ void yk_machine_close(yk_machine **machine)
 bool yk_machine_is_noisy(const yk_machine *machine)
 {
     return machine->noisy;
+}
+
+/* ---- which build this is ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct build_id {
+    uintptr_t inside; /* an address of this library */
+    char text[41];
+} build_id;
+
+static void note_of(const uint8_t *p, size_t n, char *text)
+{
+    while (n >= sizeof(ElfW(Nhdr))) {
+        ElfW(Nhdr) h;
+        memcpy(&h, p, sizeof h);
+        const size_t name = (h.n_namesz + 3ull) / 4 * 4, desc = (h.n_descsz + 3ull) / 4 * 4;
+        if (name > n - sizeof h || desc > n - sizeof h - name)
+            return;
+        const uint8_t *id = p + sizeof h + name;
+        if (h.n_type == NT_GNU_BUILD_ID && h.n_namesz == 4 && memcmp(p + sizeof h, "GNU", 4) == 0)
+            for (uint32_t i = 0; i < h.n_descsz && i < 8; i++)
+                snprintf(text + 2 * i, 3, "%02x", id[i]);
+        p = id + desc;
+        n -= sizeof h + name + desc;
+    }
+}
+
+static int look_at(struct dl_phdr_info *info, size_t size, void *user)
+{
+    (void)size;
+    build_id *id = user;
+    bool mine = false;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *h = &info->dlpi_phdr[i];
+        mine = mine || (h->p_type == PT_LOAD && id->inside - (info->dlpi_addr + h->p_vaddr) < h->p_memsz);
+    }
+    for (int i = 0; mine && i < info->dlpi_phnum; i++)
+        if (info->dlpi_phdr[i].p_type == PT_NOTE)
+            note_of((const uint8_t *)(info->dlpi_addr + info->dlpi_phdr[i].p_vaddr), info->dlpi_phdr[i].p_memsz, id->text);
+    return mine;
+}
+
+/* "yoke 0.1.0, build 0123456789abcdef": the version, and what the linker wrote into this library (nothing with linkers that write nothing). */
+static void identify_build(char *text, size_t capacity)
+{
+    build_id id = {.inside = (uintptr_t)&identify_build};
+    dl_iterate_phdr(look_at, &id);
+    snprintf(text, capacity, "yoke %s%s%s", yk_version(), id.text[0] ? ", build " : "", id.text);
 }
 
 /* ---- files --------------------------------------------------------------------------------------------------------------------------- */
@@ -66,14 +114,15 @@ static yk_status cache_path(char *path, size_t capacity, const char *cpu, const 
 {
     uint32_t n;
     int len;
-    char number[16];
+    char number[16], build[128];
     const char *cache = yk_env_cache_home(), *home = yk_env_home();
     yk_device_info *list = yk_alloc(YK_MEM_RUNTIME, YK_DEVICE_LIST, sizeof *list);
     if (!list)
         return yk_fail_memory(err, YK_DEVICE_LIST * sizeof *list, "the list of devices");
     const yk_status st = yk_device_list(list, YK_DEVICE_LIST, &n, null_options, err);
     snprintf(number, sizeof number, "%u", threads);
-    uint64_t h = hash_text(hash_text(hash_text(hash_text(0xcbf29ce484222325u, cpu), isa), number), yk_version());
+    identify_build(build, sizeof build);
+    uint64_t h = hash_text(hash_text(hash_text(hash_text(0xcbf29ce484222325u, cpu), isa), number), build);
     for (uint32_t i = 0; st == YK_OK && i < n && i < YK_DEVICE_LIST; i++)
         if (list[i].usable)
             h = hash_text(hash_text(hash_text(h, list[i].name), list[i].description), list[i].driver);
@@ -178,13 +227,17 @@ void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape)
     }
 }
 
-static yk_status measure(yk_machine **out, const yk_profile_opts *need, yk_error *err)
+static yk_status measure(yk_machine **out, const yk_profile_opts *what, yk_error *err)
 {
+    char build[128];
+    yk_profile_opts need = *what;
+    identify_build(build, sizeof build);
+    need.build = build;
     *out = NULL;
     yk_machine *m = yk_alloc(YK_MEM_PLAN, 1, sizeof *m);
     if (!m)
         return yk_fail_memory(err, sizeof *m, "a machine");
-    const yk_status st = yk_profile(m, need, err);
+    const yk_status st = yk_profile(m, &need, err);
     if (st != YK_OK)
         yk_machine_close(&m);
     *out = m;
@@ -206,8 +259,11 @@ yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_e
         YK_TRY(yk_auto_shape(&shape, o->model, err));
         yk_machine_need_types(&need, &shape);
         yk_shape_close(&shape);
-    } else
+    } else if (o->quick)
         need.types[YK_TYPE_Q4_K] = need.types[YK_TYPE_Q8_0] = need.types[YK_TYPE_F16] = true;
+    else
+        for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+            need.types[t] = yk_type_get((yk_type)t) && yk_ops_get(need.isa)->matmul[t];
     const bool all = !o->device || !*o->device || strcmp(o->device, "auto") == 0;
     if (!all && strcmp(o->device, "cpu") == 0)
         return measure(out, &need, err);
@@ -266,6 +322,17 @@ static void add_known(yk_profile_opts *need, const yk_machine *m)
     }
 }
 
+/* A look at whether a measurement of another day still holds; what moved is measured again, for this run only. */
+static yk_status look_again(yk_machine *m, const yk_profile_opts *need, yk_error *err)
+{
+    uint32_t n;
+    char text[256];
+    YK_TRY(yk_profile_canary(m, need, &n, text, sizeof text, err));
+    if (n)
+        yk_log(YK_LOG_WARN, "the machine is not as it was measured: %s at one token; going on with that", text);
+    return YK_OK;
+}
+
 yk_status yk_machine_cached(yk_machine **out, const yk_profile_opts *need, yk_error *err)
 {
     char path[MAX_PATH] = "";
@@ -277,19 +344,28 @@ yk_status yk_machine_cached(yk_machine **out, const yk_profile_opts *need, yk_er
     cpu.name[sizeof cpu.name - 1] = 0;
     if (cache_path(path, sizeof path, cpu.name, yk_isa_name(need->isa), need->threads, need->null_options, &ignored) != YK_OK)
         path[0] = 0;
+    struct stat file;
+    if (path[0] && stat(path, &file) == 0 && !S_ISREG(file.st_mode)) { /* opening a pipe would wait for its other end */
+        yk_fail(&ignored, YK_ERR_RUNTIME, "%s is no file", path);
+        path[0] = 0;
+    }
     yk_machine *known = NULL;
     if (path[0] && yk_machine_load(&known, path, &ignored) == YK_OK) {
         if (covers(known, need)) {
             yk_log(YK_LOG_INFO, "the machine as measured in %s", path);
+            const yk_status st = look_again(known, need, err);
+            if (st != YK_OK)
+                yk_machine_close(&known);
             *out = known;
-            return YK_OK;
+            return st;
         }
         add_known(&all, known);
         yk_machine_close(&known);
     }
     YK_TRY(measure(out, &all, err));
     if ((*out)->noisy)
-        yk_log(YK_LOG_INFO, "the measurement of the machine did not settle; `yoke profile` makes another");
+        yk_log(YK_LOG_INFO, "the measurement of the machine did not settle (%.200s); `yoke profile` makes another",
+               (*out)->noisy_items);
     if (path[0])
         make_folders(path);
     if (!path[0] || save_to(*out, path, &ignored) != YK_OK)
