@@ -1,9 +1,12 @@
 #include "gpu/modules.h"
 
 #include <dlfcn.h>
+#include <elf.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "src/base/env.h"
@@ -82,12 +85,47 @@ static bool find_module(yk_backend *b)
     return try_folder(b, YK_MODULE_DIR, strlen(YK_MODULE_DIR), "");
 }
 
+/* Whether all that the ELF headers name lies inside the file: the loader maps what is beyond the end of a file that was cut
+ * short, and dies at the first touch of it. What is no ELF file of this machine is left to dlopen, which says so. */
+static bool is_whole(int fd, uint64_t size)
+{
+    Elf64_Ehdr h;
+    Elf64_Phdr p;
+    if (pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || memcmp(h.e_ident, ELFMAG, SELFMAG) != 0 ||
+        h.e_ident[EI_CLASS] != ELFCLASS64 || h.e_phentsize != sizeof p)
+        return true;
+    for (uint32_t i = 0; i < h.e_phnum; i++) {
+        const uint64_t at = h.e_phoff + (uint64_t)i * sizeof p;
+        if (h.e_phoff > size || at + sizeof p > size || pread(fd, &p, sizeof p, (off_t)at) != (ssize_t)sizeof p)
+            return false;
+        if (p.p_type == PT_LOAD && (p.p_offset > size || p.p_filesz > size - p.p_offset))
+            return false;
+    }
+    return true;
+}
+
+/* A module is a regular file (opening a pipe would wait for its writer), and a whole one. */
+static bool check_file(yk_backend *b)
+{
+    struct stat st;
+    const int fd = open(b->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 || fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+        say_why(b, "%s %s", b->path, fd < 0 ? "cannot be opened" : "is no file");
+    else if (!is_whole(fd, (uint64_t)st.st_size))
+        say_why(b, "%s is cut short: install it again", b->path);
+    if (fd >= 0)
+        close(fd);
+    return !b->why[0];
+}
+
 static void load(yk_backend *b)
 {
     if (!find_module(b)) {
         say_why(b, "yoke-%s.so was not found: not built, not installed, or not in YOKE_MODULE_PATH", b->name);
         return;
     }
+    if (!check_file(b))
+        return;
     /* Drivers leave threads behind that must not lose their code: a module stays mapped. */
     b->dl = dlopen(b->path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!b->dl) {

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "src/engine/lane.h"
 
@@ -82,6 +83,51 @@ static int same_memory(uint32_t k, const uint64_t *before)
     return 0;
 }
 
+/* A step that is the device's alone can be cancelled too, and leaves the sequence as it was. The model is dense: the CPU's
+ * workers, which look for the request themselves, route the tokens of a mixture. */
+static int cancelled_on_device(void)
+{
+    yk_error err = {0};
+    char path[4096];
+    const char *fixtures = getenv("YOKE_FIXTURES");
+    yk_model *m;
+    snprintf(path, sizeof path, "%s/w256-llama-q4_k_m.gguf", fixtures ? fixtures : ".");
+    if (access(path, R_OK) != 0) {
+        printf("not tested: cancelling on the device; %s is not there\n", path);
+        return 0;
+    }
+    if (yk_model_open(&m, path, NULL, &err) != YK_OK)
+        return fail(0, path, err.text);
+    yk_engine_opts o;
+    yk_engine *e;
+    yk_seq *seq = NULL;
+    int32_t tokens[N_PROMPT];
+    for (int i = 0; i < N_PROMPT; i++)
+        tokens[i] = 10 + 7 * i;
+    yk_engine_opts_init(&o);
+    o.device = "null";
+    o.auto_partition = false;
+    o.threads = 2;
+    o.context = 48;
+    if (yk_engine_open(&e, m, &o, &err) != YK_OK || yk_seq_open(&seq, e, &err) != YK_OK)
+        return fail(0, "an engine", err.text);
+    int bad = 0;
+    for (uint32_t i = 0; i < 3 && !bad; i++) {
+        const yk_batch_entry b = {seq, tokens, i ? 1 : N_PROMPT, YK_LOGITS_LAST};
+        const uint32_t before = yk_seq_length(seq);
+        yk_engine_cancel(e);
+        yk_status st = yk_decode(e, &b, 1, &err);
+        if (st != YK_ERR_CANCELLED || yk_seq_length(seq) != before)
+            bad = fail(0, "a cancelled step", yk_status_name(st));
+        else if ((st = yk_decode(e, &b, 1, &err)) != YK_OK || yk_seq_length(seq) != before + b.n_tokens)
+            bad = fail(0, "the step behind a cancelled one", st == YK_OK ? "wrong length" : err.text);
+    }
+    yk_seq_close(&seq);
+    yk_engine_close(&e);
+    yk_model_close(&m);
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
     yk_error err = {0};
@@ -107,7 +153,7 @@ int main(int argc, char **argv)
     for (int c = 0; c < YK_MEM_N_CLASSES; c++)
         before[c] = yk_mem_live((yk_mem_class)c);
     attempt a;
-    int bad = attempt_at(m, &plan, 0, want, &a) || same_memory(0, before);
+    int bad = cancelled_on_device() || attempt_at(m, &plan, 0, want, &a) || same_memory(0, before);
     uint32_t opens = 0, step_fails = 0, survived = 0, k = argc > 1 ? (uint32_t)atoi(argv[1]) : 1;
     /* Opening: each; of the commands of steps (thousands, and alike) every so many, until no allocation has that number. */
     for (uint32_t stride = 1, last_opened = 0; !bad && k < WHOLE; k += stride) {

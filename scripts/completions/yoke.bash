@@ -24,7 +24,7 @@ _yoke_flags()
         --auto-partition --no-auto-partition --machine --plan --explain --no-repack --isa -o --output --trace -v --verbose -q --quiet -h --help" ;;
     profile) echo "-m --model -t --threads -dev --device --quick --isa -o --output -v --verbose -q --quiet -h --help" ;;
     plan) echo "-m --model -c --ctx-size -t --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v \
-        -dev --device --vram-budget --auto-partition --no-auto-partition --machine --isa -o --output -v --verbose -q --quiet \
+        -dev --device --vram-budget --auto-partition --no-auto-partition --machine --isa --shape --type -o --output -v --verbose -q --quiet \
         -h --help" ;;
     devices) echo "-o --output -v --verbose -q --quiet -h --help" ;;
     synth) echo "--shape --type --layers -s --seed -o --output --list -v --verbose -q --quiet -h --help" ;;

@@ -60,12 +60,12 @@ static yk_status read_stream(char **out, size_t *n_bytes, FILE *f, const char *p
             yk_free(buf);
             return yk_fail(err, YK_ERR_INPUT, "%s: %s", path, strerror(errno));
         }
-        if (n < cap - 1)
-            break;
         if (n > max_bytes) {
             yk_free(buf);
             return yk_fail(err, YK_ERR_INPUT, "%s: larger than %" PRIu64 " bytes", path, max_bytes);
         }
+        if (n < cap - 1)
+            break;
         char *more = yk_realloc(YK_MEM_RUNTIME, buf, cap, 2);
         if (!more) {
             yk_free(buf);

@@ -67,7 +67,8 @@ int yk_cli_exit_code(yk_status status)
 
 int yk_cli_fail(const yk_error *err)
 {
-    if (err->status == YK_ERR_CANCELLED && yk_cli_interrupted()) {
+    /* A read from a pipe that the signal broke off is an input error of the library. */
+    if ((err->status == YK_ERR_CANCELLED || err->status == YK_ERR_INPUT) && yk_cli_interrupted()) {
         yk_cli_progress_clear();
         return 128 + yk_cli_interrupted();
     }

@@ -82,10 +82,16 @@ static void print_command_help(FILE *out, const yk_cli_command *command)
     yk_cli_print_flags(out, command->bit);
 }
 
+static _Atomic(bool) error_logged; /* by any thread of the library */
+
+/* An error that comes by the log has no status to end the program with: a trace that could not be written when all was done. */
 static void print_log(void *user, yk_log_level level, const char *text)
 {
-    static const char *const prefix[] = {"error: ", "warning: ", "", ""};
-    yk_cli_note(user, "%s%s", prefix[level], text);
+    if (level == YK_LOG_ERROR) {
+        error_logged = true;
+        yk_cli_error(YK_EXIT_RUNTIME, "%s", text);
+    } else
+        yk_cli_note(user, "%s%s", level == YK_LOG_WARN ? "warning: " : "", text);
 }
 
 static int run_command(const yk_cli_command *command, int argc, char **argv)
@@ -101,6 +107,8 @@ static int run_command(const yk_cli_command *command, int argc, char **argv)
     yk_log_set(print_log, &opts, opts.verbose > 1 ? YK_LOG_DEBUG : opts.verbose ? YK_LOG_INFO : YK_LOG_WARN);
     yk_cli_catch_signals();
     code = yk_cli_finish(command->run(&opts));
+    if (!code && error_logged)
+        code = YK_EXIT_RUNTIME;
     yk_cli_progress_clear();
     return code;
 }
@@ -118,6 +126,7 @@ int main(int argc, char **argv)
     const yk_cli_command *command;
     hold_standard_files();
     signal(SIGPIPE, SIG_IGN); /* a reader that goes away is seen as EPIPE and ends the program quietly */
+    signal(SIGXFSZ, SIG_IGN); /* a file at its limit is an error of the write, and no half file stays behind */
     if (!yk_cli_open_output()) {
         fputs("yoke: not enough memory\n", stderr);
         return YK_EXIT_MEMORY;

@@ -346,8 +346,10 @@ static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_pl
     yk_status st = yk_engine_set_sizes(e, o, err);
     if (st == YK_OK)
         st = open_parts(e, plan, o, err);
-    if (st != YK_OK)
+    if (st != YK_OK) {
+        yk_trace_close(&e->trace, false); /* nothing ran: an older timeline stays */
         yk_engine_close(&e);
+    }
     *out = e;
     return st;
 }

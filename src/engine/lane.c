@@ -97,8 +97,8 @@ static yk_status find_device(yk_gpulane *l, const char *name, uint32_t *index, y
 uint64_t yk_gpulane_budget(uint64_t wanted, uint64_t memory_bytes, uint64_t memory_free_bytes)
 {
     const uint64_t free_bytes = memory_free_bytes ? memory_free_bytes : memory_bytes;
-    if (wanted)
-        return wanted;
+    if (wanted) /* a ceiling: more than there is cannot be planned for */
+        return wanted < free_bytes ? wanted : free_bytes;
     return free_bytes > 2 * (uint64_t)YK_LANE_RESERVE ? free_bytes - YK_LANE_RESERVE : free_bytes;
 }
 

@@ -837,6 +837,8 @@ static yk_status run_layers(run *r)
     bool enqueued = false; /* this layer's attention is on its way already */
     for (uint32_t layer = 0; layer < n_layers; layer++) {
         const bool dev = e->places[layer].attn_dev, was_dev = layer && e->places[layer - 1].attn_dev;
+        /* The CPU's workers look too, but have no part in a step that is the device's alone. */
+        YK_FAIL_IF(atomic_load_explicit(&e->cancel, memory_order_relaxed), r->err, YK_ERR_CANCELLED, "cancelled");
         if (dev) {
             if (!was_dev)
                 YK_TRY(residual_up(r, layer));

@@ -2,10 +2,14 @@
 """profile, plan, --plan, --machine, --explain and the refusal of wrong files and devices."""
 import glob
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import time
 
-from harness import MODEL, good, main, path, refused, yoke
+from harness import MODEL, PROGRAM, good, main, path, refused, yoke
 
 # The null device computes on the host and is there on every machine.
 BASE = ('run', '-q', '-m', MODEL, '--ids', '1 393', '--print-ids', '-n', '4', '--temp', '0', '-c', '64', '-ub', '16')
@@ -133,6 +137,77 @@ def test_devices_that_are_not_there():
     for d in j['devices'][1:]:
         assert d['usable'] or d['why'], d
     assert {'cuda', 'opencl', 'null'} == {d['backend'] for d in j['devices'][1:]}
+
+
+def module_folder(content):
+    """A folder with a yoke-null.so of its own; None: a pipe."""
+    shutil.rmtree(path('modules'), ignore_errors=True)
+    os.mkdir(path('modules'))
+    file = path('modules/yoke-null.so')
+    if content is None:
+        os.mkfifo(file)
+    else:
+        with open(file, 'wb') as f:
+            f.write(content)
+    return path('modules')
+
+
+def test_wrong_modules():
+    built = os.path.join(os.path.dirname(PROGRAM), '..', '..', 'gpu', 'yoke-null.so')
+    with open(built, 'rb') as f:
+        module = f.read()
+    try:
+        for content, word in ((b'not a module', 'yoke-null.so'), (b'', 'yoke-null.so'), (None, 'is no file'), (module[:1000], 'cut short'),
+                              (module[:64], 'yoke-null.so'), (module[:len(module) // 4], 'cut short')):
+            os.environ['YOKE_MODULE_PATH'] = module_folder(content)
+            refused(2, ['null', word], *BASE, '--device', 'null', timeout=30)
+            assert good(*BASE, timeout=30).out == good(*BASE, '--device', 'cpu').out  # the default goes on without it
+        os.environ['YOKE_MODULE_PATH'] = module_folder(module)
+        good(*BASE, '--device', 'null', '--machine', MACHINE)
+    finally:
+        del os.environ['YOKE_MODULE_PATH']
+
+
+def test_budget_above_the_memory():
+    expected = good(*BASE, '--device', 'cpu').out
+    for memory in ('100000', '3000000', '9000000'):
+        device = 'null:compute,mem=' + memory
+        assert good(*BASE, '--device', device, '--machine', MACHINE, '--vram-budget', '1G').out == expected
+
+
+def test_names_are_one_line():
+    plan = good(*PLAN, '--machine', MACHINE, '-o', 'json').out
+    file = changed(plan, ['note'], 'two\nlines\x1b[31m')
+    r = good(*[a for a in BASE if a != '-q'], '--plan', file, '--explain')
+    assert 'two?lines?[31m' in r.err and '\x1b' not in r.err, r
+    many = changed(plan, ['memory'], {'cuda:%d' % i: {} for i in range(9)})
+    refused(3, ['plan.memory', 'cuda:8', 'too many'], *BASE, '--plan', many)
+
+
+def test_files_that_cannot_be_written():
+    base = [*BASE, '--device', 'null', '--machine', MACHINE]
+    expected = good(*base).out
+    r = yoke(*base, '--trace', '/dev/full')
+    assert r.code == 1 and r.out == expected and 'trace' in r.err and r.err.count('\n') == 1, r
+    trace = path('trace.json')
+    r = subprocess.run(['sh', '-c', 'ulimit -f 2; exec "$@"', 'sh', PROGRAM, *base, '--trace', trace], capture_output=True, timeout=60)
+    assert r.returncode == 1 and b'trace' in r.stderr and r.stdout.decode() == expected, r
+    assert not glob.glob(trace + '*')
+
+
+def test_pipes():
+    shutil.rmtree(path('cache'), ignore_errors=True)
+    good(*BASE, '--device', 'null')
+    file, = glob.glob(path('cache/yoke/machine-*.json'))
+    os.remove(file)
+    os.mkfifo(file)
+    good(*BASE, '--device', 'null', timeout=60)  # neither read nor written
+    p = subprocess.Popen([PROGRAM, *BASE, '--plan', file], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(0.5)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=30)
+    assert (p.returncode, out, err) == (130, b'', b''), (p.returncode, err)
+    shutil.rmtree(path('cache'))
 
 
 main(globals())
