@@ -43,7 +43,9 @@ typedef struct yk_cli_opts {
     const char *model;
     bool check_tensors, vocab_only;
     /* machine */
-    int64_t threads, context, batch, ubatch;
+    int64_t threads, context, batch, ubatch, gpu_layers, cpu_moe;
+    const char *overrides;
+    bool kv_on_host;
     const char *device, *isa, *cache_k, *cache_v;
     uint64_t vram_budget;
     bool auto_partition, explain, quick, no_repack;

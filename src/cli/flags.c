@@ -75,6 +75,14 @@ static const yk_flag table[] = {
     {YK_CMD_PROFILE, "--quick", NULL, YK_FLAG_ON, AT(quick), .help = "measure for one to three seconds, as run does"},
     {PLANNED, "--vram-budget", "SIZE", YK_FLAG_SIZE, AT(vram_budget),
      .help = "ceiling of device memory: 8G, 512M (default: what is free)"},
+    {PLANNED, "-ngl, --gpu-layers, --n-gpu-layers", "N", YK_FLAG_INT, AT(gpu_layers), -1, 1000000,
+     .help = "the last N layers on the device, the head is one; -1: planned (default: -1)"},
+    {PLANNED, "-ncmoe, --n-cpu-moe", "N", YK_FLAG_INT, AT(cpu_moe), 0, 1000000,
+     .help = "keep the experts of the first N layers on the host (default: 0)"},
+    {PLANNED, "-nkvo, --no-kv-offload", NULL, YK_FLAG_ON, AT(kv_on_host),
+     .help = "keep the KV cache on the host, and attention with it"},
+    {PLANNED, "-ot, --override-tensor", "REGEX=DEVICE", YK_FLAG_TEXT, AT(overrides),
+     .help = "keep the tensors whose names match on a device or the CPU; more, separated by commas"},
     {PLANNED, "--auto-partition", NULL, YK_FLAG_ON, AT(auto_partition),
      .help = "let the planner place weights and work (default)"},
     {PLANNED, "--no-auto-partition", NULL, YK_FLAG_OFF, AT(auto_partition),
@@ -157,6 +165,7 @@ void yk_cli_opts_init(yk_cli_opts *opts, unsigned command)
     memset(opts, 0, sizeof *opts);
     opts->auto_partition = true;
     opts->n_predict = -1;
+    opts->gpu_layers = -1;
     opts->seed = command == YK_CMD_SYNTH ? 1 : -1;
     opts->context = command == YK_CMD_PERPLEXITY ? 512 : 0;
     opts->batch = 2048;

@@ -77,6 +77,10 @@ int yk_cli_engine_opts(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opt
     out->device = opts->device;
     out->isa = opts->isa;
     out->no_repack = opts->no_repack;
+    out->gpu_layers = (int32_t)opts->gpu_layers;
+    out->cpu_moe_layers = (uint32_t)opts->cpu_moe;
+    out->kv_on_host = opts->kv_on_host;
+    out->overrides = opts->overrides;
     out->machine = s->machine;
     out->plan = s->plan;
     out->kv_type = strcmp(opts->cache_k, "f32") ? YK_KV_F16 : YK_KV_F32;
@@ -93,8 +97,14 @@ int yk_cli_engine_opts(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opt
 static int explain(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opts *o)
 {
     yk_error err = {0};
-    if (!s->plan && yk_plan_make(&s->plan, s->machine, s->model, o, &err))
-        return yk_cli_fail(&err);
+    if (!s->plan) {
+        if (yk_plan_make(&s->plan, s->machine, s->model, o, &err))
+            return yk_cli_fail(&err);
+        o->gpu_layers = -1; /* the plan keeps to the wishes already */
+        o->cpu_moe_layers = 0;
+        o->kv_on_host = false;
+        o->overrides = NULL;
+    }
     o->plan = s->plan;
     s->explained = true;
     return yk_cli_explain(s, opts, o, s->plan, stderr);

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "src/base/log.h"
 #include "src/engine/lane.h"
@@ -41,9 +42,37 @@ static bool is_auto(const yk_engine_opts *o)
     return strcmp(wanted(o), "auto") == 0;
 }
 
+bool yk_auto_has_wishes(const yk_engine_opts *o)
+{
+    return o->gpu_layers >= 0 || o->cpu_moe_layers || o->kv_on_host || (o->overrides && *o->overrides);
+}
+
+yk_status yk_auto_wishes(yk_plan_wishes *out, const yk_engine_opts *o, yk_error *err)
+{
+    *out = (yk_plan_wishes){.ngl_given = o->gpu_layers >= 0,
+                            .ngl = o->gpu_layers >= 0 ? (uint32_t)o->gpu_layers : 0,
+                            .ncmoe = o->cpu_moe_layers,
+                            .nkvo = o->kv_on_host};
+    YK_FAIL_IF(yk_auto_has_wishes(o) && !o->auto_partition, err, YK_ERR_USAGE,
+               "-ngl, -ncmoe, -nkvo and -ot bind the planner, and --no-auto-partition switches it off: leave one away");
+    return o->overrides && *o->overrides ? yk_plan_add_override(out, o->overrides, err) : YK_OK;
+}
+
+/* What is asked of a device where there is none. */
+static yk_status refuse_wishes(const yk_engine_opts *o, const char *why, yk_error *err)
+{
+    yk_plan_wishes w;
+    YK_TRY(yk_auto_wishes(&w, o, err));
+    YK_FAIL_IF(o->gpu_layers > 0, err, YK_ERR_USAGE, "-ngl %d asks for a device: %s", o->gpu_layers, why);
+    for (uint32_t i = 0; i < w.n_overrides; i++)
+        YK_FAIL_IF(strcasecmp(w.overrides[i].device, "cpu") != 0, err, YK_ERR_USAGE, "-ot %s=%s asks for a device: %s", w.overrides[i].pattern,
+                   w.overrides[i].device, why);
+    return YK_OK;
+}
+
 bool yk_auto_may_retreat(const yk_engine_opts *o, yk_status st)
 {
-    return is_auto(o) && (st == YK_ERR_RUNTIME || st == YK_ERR_MEMORY || st == YK_ERR_USAGE);
+    return is_auto(o) && !yk_auto_has_wishes(o) && (st == YK_ERR_RUNTIME || st == YK_ERR_MEMORY || st == YK_ERR_USAGE);
 }
 
 /* ---- everything on one device -------------------------------------------------------------------------------------------------------- */
@@ -125,7 +154,7 @@ static yk_status open_choice(choice *c, const yk_model *model, const yk_engine_o
     YK_TRY(yk_auto_shape(&c->shape, model, err));
     yk_machine_need_types(&c->need, &c->shape);
     yk_auto_limits(&c->limits, c->e, o);
-    return YK_OK;
+    return yk_auto_wishes(&c->limits.wishes, o, err);
 }
 
 static void add_device(choice *c, const yk_device_info *d)
@@ -222,14 +251,15 @@ yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_o
     if (strcmp(wanted(o), "cpu") == 0 || (is_auto(o) && !o->auto_partition)) {
         snprintf(why, capacity, "CPU only: %s",
                  is_auto(o) ? "the planner is switched off and no device is named" : "asked for");
-        return YK_OK;
+        return refuse_wishes(o, why, err);
     }
     yk_status st = open_choice(&c, model, o, err);
     if (st == YK_OK) {
         st = find_devices(&c, &inner);
-        if (st == YK_OK && !c.limits.n_devices)
+        if (st == YK_OK && !c.limits.n_devices) {
             say_none(&c, why, capacity);
-        else if (st == YK_OK && (st = make(out, &c, NULL, &inner)) == YK_OK)
+            st = refuse_wishes(o, why, &inner);
+        } else if (st == YK_OK && (st = make(out, &c, NULL, &inner)) == YK_OK)
             snprintf(why, capacity, "%s", (*out)->note);
         if (st != YK_ERR_MEMORY && yk_auto_may_retreat(o, st)) { /* the host's memory was short, no device's */
             yk_log(YK_LOG_WARN, "going on with the CPU alone: %s", inner.text);

@@ -12,6 +12,10 @@ yk_status yk_auto_shape(yk_shape *out, const yk_model *model, yk_error *err);
 void yk_auto_limits(yk_plan_limits *limits, const yk_engine *e, const yk_engine_opts *o);
 void yk_auto_limit_device(yk_plan_limits *limits, const yk_engine *e, const char *name, uint64_t budget_bytes);
 
+/* Do the options bind the planner? Their wishes, read; YK_ERR_USAGE. */
+bool yk_auto_has_wishes(const yk_engine_opts *o);
+yk_status yk_auto_wishes(yk_plan_wishes *out, const yk_engine_opts *o, yk_error *err);
+
 /* The plan for options without one. *out NULL: the CPU alone; `why` says it in one line. With device "auto" failures of devices are no failure. */
 yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_opts *o, char *why, size_t capacity,
                          yk_error *err);

@@ -16,7 +16,7 @@
 
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512, MIN_BATCH = 32, MAX_BATCH = 16384, MAX_SEQS = 4096, MAX_CONTEXT = 1 << 24 };
 
-void yk_engine_opts_init(yk_engine_opts *opts) { *opts = (yk_engine_opts){.auto_partition = true}; }
+void yk_engine_opts_init(yk_engine_opts *opts) { *opts = (yk_engine_opts){.auto_partition = true, .gpu_layers = -1}; }
 
 /* ---- options ------------------------------------------------------------------------------------------------------------------------- */
 
@@ -361,6 +361,8 @@ yk_status yk_engine_open(yk_engine **out, const yk_model *model, const yk_engine
     yk_engine_opts defaults;
     yk_engine_opts_init(&defaults);
     const yk_engine_opts *o = opts ? opts : &defaults;
+    YK_FAIL_IF(o->plan && yk_auto_has_wishes(o), err, YK_ERR_USAGE,
+               "a plan is given: -ngl, -ncmoe, -nkvo and -ot are for the planner; make a new plan with them, or leave them away");
     if (o->plan)
         return open_engine(out, model, o->plan, *o->plan->note ? o->plan->note : "as the given plan says", o, err);
     yk_plan *plan = NULL;

@@ -101,6 +101,7 @@ static yk_status make_elsewhere(yk_plan **out, const yk_plan_subject *s, const y
 {
     yk_plan_limits l;
     limits_for(&l, shape, s->machine, o);
+    YK_TRY(yk_auto_wishes(&l.wishes, o, err));
     yk_plan *plan = yk_alloc(YK_MEM_PLAN, 1, sizeof *plan);
     if (!plan)
         return yk_fail_memory(err, sizeof *plan, "a plan");

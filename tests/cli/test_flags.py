@@ -38,7 +38,7 @@ def test_unknown_words():
     refused(2, ['--tmp', 'did you mean --temp'], 'run', '--tmp', '1')
     refused(2, ['--theads=2', 'did you mean --threads'], 'run', '--theads=2')
     refused(2, ['--tem'], 'run', '--tem', '0')  # no abbreviations
-    refused(2, ['-ngl'], 'run', '-ngl', '3')  # not there yet, and not taken for -n
+    refused(2, ['-npl'], 'run', '-npl', '3')  # not taken for -n
     r = yoke()
     assert r.code == 2 and r.bytes == b'' and 'Usage' in r.err
 

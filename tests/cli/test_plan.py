@@ -93,6 +93,31 @@ def test_plan():
     assert small.out == expected and 'CPU only: the budget of null:0' in small.err, small
 
 
+def layers_of(*flags):
+    return json.loads(good(*PLAN, '--machine', MACHINE, '-o', 'json', *flags).out)['layers']
+
+
+def test_constraints():
+    """llama.cpp's flags bind the planner, or are refused by name."""
+    machine = ('--machine', MACHINE)
+    expected = good(*BASE, '--device', 'cpu').out
+    resident = [y['attn_home'] != 'host' and all(s['home'] != 'host' for s in y['slices']) for y in layers_of('-ngl', '3')]
+    assert resident == [False, False, True, True], resident  # the head is the third
+    on_host = [all(s['home'] == 'host' for s in y['slices']) for y in layers_of('-ncmoe', '2')]
+    assert on_host[:2] == [True, True], on_host
+    assert all(y['attn_home'] == 'host' for y in layers_of('-nkvo'))
+    assert all(s['home'] == 'host' for y in layers_of('-ot', 'ffn_.*_exps=CPU') for s in y['slices'])
+    for flags in (('-ngl', '2'), ('-ncmoe', '4', '--explain'), ('-ot', 'blk.0.ffn=CPU'), ('-ngl', '1', '-nkvo')):
+        assert good(*BASE, '--device', 'null', *machine, *flags).out == expected, flags
+    refused(2, ['-ngl 2', '--device'], *BASE, '-ngl', '2')
+    refused(2, ['-ngl 2', 'asked for'], *BASE, '--device', 'cpu', '-ngl', '2')
+    refused(2, ['-ot', 'REGEX=DEVICE'], *BASE, '--device', 'null', *machine, '-ot', 'exps')
+    refused(2, ['-ot', 'cuda:7'], *BASE, '--device', 'null', *machine, '-ot', 'exps=cuda:7')
+    refused(2, ['--no-auto-partition', '-ngl'], *BASE, '--device', 'null', '--no-auto-partition', '-ngl', '2')
+    refused(4, ['-ngl 5', 'budget', 'at most -ngl'], *BASE, '--device', 'null', *machine, '--vram-budget', '4M', '-ngl', '5')
+    refused(2, ['a plan is given'], *BASE, '--plan', write('plan.json', good(*PLAN, *machine, '-o', 'json').out), '-ngl', '2')
+
+
 def test_wrong_plans():
     plan = good(*PLAN, '--machine', MACHINE, '-o', 'json').out
     slices = json.loads(plan)['layers'][1]['slices']
