@@ -201,7 +201,8 @@ typedef struct yk_engine_opts {
     yk_progress_fn progress;
     void *progress_user;
     /* What the planner must keep to; anything that cannot be is YK_ERR_USAGE naming it by llama.cpp's flag. A given plan leaves nothing to say. */
-    int32_t gpu_layers;         /* -ngl: exactly the last so many layers on the device, the head is the last of them; -1 (default): the planner decides */
+    bool gpu_layers_given;      /* -ngl; false: the planner decides */
+    uint32_t gpu_layers;        /* -ngl: exactly the last so many layers on the device, the head is the last of them */
     uint32_t cpu_moe_layers;    /* -ncmoe: experts of the first so many layers stay on the host */
     bool kv_on_host;            /* -nkvo: the KV cache stays on the host, and attention with it */
     const char *overrides;      /* -ot: "REGEX=DEVICE[,...]" over tensor names, CPU for the host; NULL: none */

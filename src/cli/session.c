@@ -77,7 +77,8 @@ int yk_cli_engine_opts(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opt
     out->device = opts->device;
     out->isa = opts->isa;
     out->no_repack = opts->no_repack;
-    out->gpu_layers = (int32_t)opts->gpu_layers;
+    out->gpu_layers_given = opts->gpu_layers >= 0;
+    out->gpu_layers = opts->gpu_layers >= 0 ? (uint32_t)opts->gpu_layers : 0;
     out->cpu_moe_layers = (uint32_t)opts->cpu_moe;
     out->kv_on_host = opts->kv_on_host;
     out->overrides = opts->overrides;
@@ -100,7 +101,7 @@ static int explain(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opts *o
     if (!s->plan) {
         if (yk_plan_make(&s->plan, s->machine, s->model, o, &err))
             return yk_cli_fail(&err);
-        o->gpu_layers = -1; /* the plan keeps to the wishes already */
+        o->gpu_layers_given = false; /* the plan keeps to the wishes already */
         o->cpu_moe_layers = 0;
         o->kv_on_host = false;
         o->overrides = NULL;

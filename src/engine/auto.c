@@ -44,13 +44,13 @@ static bool is_auto(const yk_engine_opts *o)
 
 bool yk_auto_has_wishes(const yk_engine_opts *o)
 {
-    return o->gpu_layers >= 0 || o->cpu_moe_layers || o->kv_on_host || (o->overrides && *o->overrides);
+    return o->gpu_layers_given || o->cpu_moe_layers || o->kv_on_host || (o->overrides && *o->overrides);
 }
 
 yk_status yk_auto_wishes(yk_plan_wishes *out, const yk_engine_opts *o, yk_error *err)
 {
-    *out = (yk_plan_wishes){.ngl_given = o->gpu_layers >= 0,
-                            .ngl = o->gpu_layers >= 0 ? (uint32_t)o->gpu_layers : 0,
+    *out = (yk_plan_wishes){.ngl_given = o->gpu_layers_given,
+                            .ngl = o->gpu_layers,
                             .ncmoe = o->cpu_moe_layers,
                             .nkvo = o->kv_on_host};
     YK_FAIL_IF(yk_auto_has_wishes(o) && !o->auto_partition, err, YK_ERR_USAGE,
@@ -63,7 +63,7 @@ static yk_status refuse_wishes(const yk_engine_opts *o, const char *why, yk_erro
 {
     yk_plan_wishes w;
     YK_TRY(yk_auto_wishes(&w, o, err));
-    YK_FAIL_IF(o->gpu_layers > 0, err, YK_ERR_USAGE, "-ngl %d asks for a device: %s", o->gpu_layers, why);
+    YK_FAIL_IF(o->gpu_layers_given && o->gpu_layers, err, YK_ERR_USAGE, "-ngl %u asks for a device: %s", o->gpu_layers, why);
     for (uint32_t i = 0; i < w.n_overrides; i++)
         YK_FAIL_IF(strcasecmp(w.overrides[i].device, "cpu") != 0, err, YK_ERR_USAGE, "-ot %s=%s asks for a device: %s", w.overrides[i].pattern,
                    w.overrides[i].device, why);

@@ -16,7 +16,7 @@
 
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512, MIN_BATCH = 32, MAX_BATCH = 16384, MAX_SEQS = 4096, MAX_CONTEXT = 1 << 24 };
 
-void yk_engine_opts_init(yk_engine_opts *opts) { *opts = (yk_engine_opts){.auto_partition = true, .gpu_layers = -1}; }
+void yk_engine_opts_init(yk_engine_opts *opts) { *opts = (yk_engine_opts){.auto_partition = true}; }
 
 /* ---- options ------------------------------------------------------------------------------------------------------------------------- */
 
