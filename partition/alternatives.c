@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { UBATCH = 512, TRACE_TOKENS = 2048, DECODE_STEPS = 16, CACHE_WARM_STEPS = 48, LLAMA_MIN_TOKENS = 32 };
+enum { UBATCH = 512, TRACE_TOKENS = 2048, CACHE_WARM_STEPS = 48, LLAMA_MIN_TOKENS = 32 };
+/* Steps of decode: enough to choose so many experts in all. With 16 steps of few large experts the luck of the draw is 5 %. */
+enum { MIN_STEPS = 16, MAX_STEPS = 128, DRAWN = 8192 };
 
 /* Where things are: layers from attn_from on have their attention on the device, those from ffn_from on their FFN (without
  * experts: the dense one; shared experts follow the attention), `experts` of each layer before that are resident. */
@@ -98,12 +100,18 @@ static uint32_t prompt_of(const yk_alt_job *job)
     return job->limits->prompt_tokens ? job->limits->prompt_tokens : 512;
 }
 
+static uint32_t decode_steps(const yk_shape *s)
+{
+    const uint32_t n = s->n_experts ? DRAWN / (s->n_layers * s->n_used) : 0;
+    return n < MIN_STEPS ? MIN_STEPS : n > MAX_STEPS ? MAX_STEPS : n;
+}
+
 static yk_status decode(double *tps, const yk_alt_job *job, const yk_plan *plan, yk_sim_opts o, yk_error *err)
 {
     const yk_step_kind step = {.n = 1, .depth = job->limits->context / 2, .kv_elem_bytes = job->limits->kv_elem_bytes};
     yk_sim_result r;
     o.routing = job->routing;
-    o.steps = DECODE_STEPS;
+    o.steps = decode_steps(job->shape);
     o.warm_steps = o.cache == YK_SIM_STATIC ? 0 : CACHE_WARM_STEPS;
     YK_TRY(yk_simulate(&r, job->machine, plan->n_devices ? job->device : -1, job->shape, plan, &step, &o, err));
     *tps = 1 / r.seconds;

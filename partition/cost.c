@@ -30,15 +30,21 @@ void yk_cost_init(yk_cost *c, const yk_machine *m, int device, const yk_shape *s
     c->shared_rate = d->overlap_cpu_bytes_per_s > 0 ? 0 : read;
     c->overlap_link_slow =
         d->overlap_to_device_bytes_per_s > 0 ? fmax(1, d->to_device_bytes_per_s / d->overlap_to_device_bytes_per_s) : 1;
+    c->same_memory_rate = d->shared_memory ? fmax(read, 1 / c->gpu.read_s_per_byte) : 0;
 }
 
-/* Product of `bytes` of weights with n tokens; never faster with more tokens. */
+/* Product of `bytes` of weights with n tokens; never faster with more tokens. Rates are those of the longest step of a bucket;
+ * between them straight lines. */
 static double product_s(const yk_lane *lane, yk_type type, double bytes, double n)
 {
     const double *s = lane->s_per_byte[type];
     if (n > yk_bucket_tokens(YK_B_32))
         return bytes * fmax(s[YK_B_32], n * s[YK_B_PREFILL]);
-    return bytes * s[yk_bucket_of((uint32_t)ceil(n - 1e-9))];
+    if (n <= 1)
+        return bytes * s[YK_B_1];
+    const yk_bucket b = yk_bucket_of((uint32_t)ceil(n - 1e-9));
+    const double low = b ? yk_bucket_tokens((yk_bucket)(b - 1)) : 0, part = fmin(1, (n - low) / (yk_bucket_tokens(b) - low));
+    return b ? bytes * (s[b - 1] + part * (s[b] - s[b - 1])) : bytes * s[YK_B_1];
 }
 
 double yk_cost_active(const yk_shape *shape, yk_part_group group, uint32_t n, double *tokens)
@@ -53,6 +59,21 @@ double yk_cost_active(const yk_shape *shape, yk_part_group group, uint32_t n, do
     return active;
 }
 
+/* Four equally likely points of a number that is about normal: mean + spread * at[i] have its mean and its mean distance from
+ * it. */
+static const double quarter[4] = {-1.25, -0.346, 0.346, 1.25};
+
+/* A product with n tokens on average: an expert has more of them or fewer. */
+static double mean_product_s(const yk_lane *lane, yk_type type, double bytes, double n, double spread)
+{
+    double sum = 0;
+    if (!(spread > 0))
+        return product_s(lane, type, bytes, n);
+    for (int i = 0; i < 4; i++)
+        sum += product_s(lane, type, bytes, n + spread * quarter[i]);
+    return sum / 4;
+}
+
 void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, const yk_step_kind *step, const yk_use *use)
 {
     const yk_shape_part *part = &layer->part[use->group];
@@ -64,10 +85,12 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
     const double active = use->instances * yk_cost_active(c->shape, use->group, step->n, &tokens);
     const yk_lane *lane = kind == YK_KIND_CC ? &c->cpu : &c->gpu;
     const bool last = use->unit0 + units == part->cut.n;
+    /* At least one token: it is one that has any. */
+    const double spread = use->group == YK_PART_EXP ? fmin(sqrt(tokens), (tokens - 1) / quarter[3]) : 0;
     for (int m = 0; m < YK_PART_MATS; m++) {
         const double b = (double)(units - last) * (double)part->unit_bytes[m] + (last ? (double)part->last_bytes[m] : 0);
         bytes += b;
-        s += product_s(lane, part->type[m], b, tokens);
+        s += mean_product_s(lane, part->type[m], b, tokens, spread);
     }
     if (kind == YK_KIND_CC) {
         load->cpu_s += active * s;
@@ -75,6 +98,7 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
         return;
     }
     *(kind == YK_KIND_GG ? &load->gg_s : &load->cg_s) += active * s;
+    load->gpu_bytes += active * bytes;
     if (kind == YK_KIND_GG)
         return;
     /* Which experts a decode step needs is known only after its router; a prefill chunk needs nearly all. */
@@ -162,47 +186,259 @@ static double together(double rate, work a, work b)
     return first->tail + (a.bytes + b.bytes - after) / rate;
 }
 
+/* CPU and device work on the same memory: while both read more than it gives, both are slowed alike. So many more seconds for
+ * both; tc and tg: how long they take otherwise. */
+static double share_memory(double rate, const yk_load *load, double tc, double tg)
+{
+    const double gpu_s = load->gg_s + load->cg_s;
+    if (!(rate > 0) || !(load->cpu_s > 0) || !(gpu_s > 0))
+        return 0;
+    const double slow = (load->cpu_bytes / load->cpu_s + load->gpu_bytes / gpu_s) / rate;
+    return fmax(0, slow - 1) * fmin(tc, tg);
+}
+
+yk_cost_side yk_cost_side_of(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool device)
+{
+    return (yk_cost_side){device, yk_cost_attn(c, layer, step, device), (double)yk_shape_attn_bytes(&c->shape->layers[layer])};
+}
+
 double yk_cost_layer(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool attn_on_device, const yk_load *load,
                      double bound[YK_BOUND_N])
 {
-    return yk_cost_join(c, step, attn_on_device, yk_cost_attn(c, layer, step, attn_on_device), load, bound);
+    const yk_cost_side attn = yk_cost_side_of(c, layer, step, attn_on_device);
+    return yk_cost_join(c, step, &attn, load, bound);
 }
 
-double yk_cost_join(const yk_cost *c, const yk_step_kind *step, bool attn_on_device, double ta, const yk_load *load,
+/* The copies of a layer: seconds of all, of those known only after the router, of two (there are two slots); of the last
+ * product, with the rows' way back. */
+typedef struct copies {
+    double bytes, all, late, two, last;
+    double window;  /* seconds of them beside work of the CPU */
+    bool with_attn; /* attention on the CPU is part of that work */
+} copies;
+
+static copies copies_of(const yk_cost *c, const yk_cost_side *attn, const yk_load *load, double back)
+{
+    const double n = load->early_copies + load->late_copies;
+    copies p = {.bytes = load->early_bytes + load->late_bytes,
+                .late = load->late_bytes * c->link_s_per_byte + load->late_copies * c->link_s};
+    const double early = load->early_bytes * c->link_s_per_byte + load->early_copies * c->link_s;
+    p.all = early + p.late;
+    p.two = n > 2 ? p.all * 2 / n : p.all;
+    p.last = load->cg_s / fmax(1, n) + back;
+    /* Prefetch runs from the layer's beginning: beside attention on a device it is alone. */
+    p.window = p.all - (attn->device ? fmin(fmin(early, p.two), attn->s) : 0);
+    p.with_attn = !attn->device && !(p.late > 0);
+    return p;
+}
+
+/* When the last copied weights have been multiplied, counted from the end of attention. Copies after the second wait until
+ * the device has come to the first one, behind what is resident. */
+static double copies_end(const yk_cost *c, const yk_cost_side *attn, const copies *p, double resident_end)
+{
+    if (!(p->all > 0))
+        return 0;
+    const double queued = p->all > p->two ? resident_end + p->all - p->two + p->last : 0;
+    if (p->late > 0) /* the host starts them when it has heard of the router's choice */
+        return fmax((attn->device ? c->hand_s / 2 : 0) + p->window + p->last, queued);
+    return fmax(p->all - attn->s, queued);
+}
+
+/* What the shared rate of a pair that was not measured leaves possible at best, from the end of attention. gpu_end: of the
+ * device's own work, from there. */
+static double both_end(const yk_cost *c, const yk_cost_side *attn, const yk_load *load, const copies *p, double cpu_tail,
+                       double tc, double gpu_end)
+{
+    const work cpu = {load->cpu_bytes, tc, cpu_tail};
+    if (p->with_attn) {
+        const work all = {attn->bytes + load->cpu_bytes, attn->s + tc, cpu_tail};
+        const work first = {attn->bytes, attn->s, gpu_end}, copy = {p->bytes, p->all, 0};
+        return fmax(together(c->shared_rate, all, copy), together(c->shared_rate, first, copy)) - attn->s;
+    }
+    if (!(tc > 0))
+        return 0;
+    const double before = p->all - p->window, rest = p->all - p->two;
+    const work link = {p->bytes * p->window / p->all, p->window, p->late > 0 ? p->last : before - attn->s};
+    const double t = together(c->shared_rate, cpu, link);
+    if (!(rest > 0))
+        return t;
+    /* What the slots leave for after attention. */
+    return fmax(t, together(c->shared_rate, cpu, (work){p->bytes * rest / p->all, rest, p->last}));
+}
+
+double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *load,
                     double bound[YK_BOUND_N])
 {
-    const bool cpu_any = load->cpu_s > 0, gpu_any = load->gg_s + load->cg_s > 0;
-    const double hand =
-        (attn_on_device ? cpu_any : gpu_any) ? c->hand_s + rows_bytes(c, step) * (c->link_s_per_byte + c->back_s_per_byte) : 0;
-    double tc = load->cpu_s + (cpu_any ? 2 * c->cpu.fixed_s : 0);
-    const double tg = load->gg_s + load->cg_s + (gpu_any ? 2 * c->gpu.fixed_s + LAUNCHES_FFN * c->launch_s : 0);
-    const double cpu_tail = attn_on_device ? hand : 0, gpu_lead = attn_on_device ? 0 : hand;
-    /* Prefetch runs from the layer's beginning: beside attention on a device it is alone. */
-    const double early = load->early_bytes * c->link_s_per_byte + load->early_copies * c->link_s;
-    const double late = load->late_bytes * c->link_s_per_byte + load->late_copies * c->link_s;
-    const double alone = attn_on_device ? fmin(early, ta) : 0;
-    double tl = early - alone + late, both = 0;
-    /* After its end the link's work has so long to go, or (prefetch) that long before the layer's end is soon enough. */
-    const double link_tail = late > 0 ? load->cg_s + gpu_lead : alone - ta;
-    if (tc > 0 && tl > 0 && c->shared_rate > 0) {
-        const double bytes = (load->early_bytes + load->late_bytes) * tl / (early + late);
-        both = together(c->shared_rate, (work){load->cpu_bytes, tc, cpu_tail}, (work){bytes, tl, link_tail});
-    } else
-        overlap(c, load->cpu_bytes, &tc, &tl);
-    const double cpu_end = fmax(tc + cpu_tail, both), gpu_end = tg + gpu_lead;
-    const double link_end = tl > 0 || late > 0 ? tl + link_tail : 0;
+    const bool cpu_any = load->cpu_s > 0, gpu_any = load->gg_s + load->cg_s > 0, device = attn->device;
+    const double ta = attn->s, there = c->hand_s / 2 + rows_bytes(c, step) * c->link_s_per_byte,
+                 back = c->hand_s / 2 + rows_bytes(c, step) * c->back_s_per_byte;
+    const double fixed = gpu_any ? 2 * c->gpu.fixed_s + LAUNCHES_FFN * c->launch_s : 0;
+    const double cpu_tail = device && cpu_any ? there + back : 0, gpu_hand = !device && gpu_any ? there + back : 0;
+    double tc = load->cpu_s + (cpu_any ? 2 * c->cpu.fixed_s : 0), tg = load->gg_s + load->cg_s + fixed, both = 0, more = 0;
+    const copies p = copies_of(c, attn, load, device ? 0 : back);
+    double link_end = copies_end(c, attn, &p, load->gg_s + fixed + (device ? 0 : there));
+    if (p.window > 0 && c->shared_rate > 0)
+        both = both_end(c, attn, load, &p, cpu_tail, tc, tg + gpu_hand);
+    else if (p.window > 0) {
+        const double first = p.with_attn ? ta : 0;
+        double work_s = first + tc, tl = p.window;
+        overlap(c, load->cpu_bytes + (p.with_attn ? attn->bytes : 0), &work_s, &tl);
+        more = first > 0 ? (work_s - first - tc) * first / (first + tc) : 0;
+        tc = work_s - first;
+        link_end += tl - p.window;
+    }
+    const double shared = share_memory(c->same_memory_rate, load, tc, tg);
+    tc += shared;
+    tg += shared;
+    const double cpu_end = fmax(tc + cpu_tail, both), gpu_end = tg + gpu_hand + more;
     const double ffn = fmax(cpu_end, gpu_end), total = ta + fmax(ffn, link_end);
     if (bound) {
-        bound[link_end > ffn && !(late > 0) ? YK_BOUND_LINK : attn_on_device ? YK_BOUND_GPU : YK_BOUND_CPU] += ta;
+        bound[link_end > ffn && !(p.late > 0) ? YK_BOUND_LINK : device ? YK_BOUND_GPU : YK_BOUND_CPU] += ta;
         if (link_end > ffn)
             bound[YK_BOUND_LINK] += total - ta;
         else {
-            const double wait = cpu_end >= gpu_end ? cpu_tail : gpu_lead;
+            const double wait = cpu_end >= gpu_end ? cpu_tail : gpu_hand;
             bound[YK_BOUND_HAND_OFF] += wait;
             bound[cpu_end >= gpu_end ? YK_BOUND_CPU : YK_BOUND_GPU] += ffn - wait;
         }
     }
     return total;
+}
+
+/* ---- which experts are chosen ---- */
+
+static void add_times(yk_load *load, const yk_load *one, double n)
+{
+    load->cpu_s += n * one->cpu_s;
+    load->cpu_bytes += n * one->cpu_bytes;
+    load->gg_s += n * one->gg_s;
+    load->cg_s += n * one->cg_s;
+    load->gpu_bytes += n * one->gpu_bytes;
+    load->late_bytes += n * one->late_bytes;
+    load->late_copies += n * one->late_copies;
+}
+
+uint32_t yk_spread_chosen(const yk_experts *e)
+{
+    const double near = round(e->chosen);
+    return near >= 1 && near <= YK_SPREAD_EXACT && fabs(e->chosen - near) < 1e-9 ? (uint32_t)near : 0;
+}
+
+/* Ways to choose 0 to k of n. */
+static void ways(double out[YK_SPREAD_EXACT + 1], uint32_t n, uint32_t k)
+{
+    static const double over[YK_SPREAD_EXACT] = {1,       1.0 / 2, 1.0 / 3, 1.0 / 4,  1.0 / 5,  1.0 / 6,
+                                                 1.0 / 7, 1.0 / 8, 1.0 / 9, 1.0 / 10, 1.0 / 11, 1.0 / 12};
+    out[0] = 1;
+    for (uint32_t i = 0; i < k; i++)
+        out[i + 1] = n > i ? out[i] * ((n - i) * over[i]) : 0;
+}
+
+/* Seconds with so many of each kind chosen. */
+typedef struct spread {
+    const yk_cost *c;
+    const yk_step_kind *step;
+    const yk_cost_side *attn;
+    const yk_load *sure;
+    const yk_experts *e;
+} spread;
+
+static double seconds_at(const spread *s, double gg, double cc, double cg, double bound[YK_BOUND_N])
+{
+    yk_load load = *s->sure;
+    add_times(&load, &s->e->one[YK_KIND_GG], gg);
+    add_times(&load, &s->e->one[YK_KIND_CC], cc);
+    add_times(&load, &s->e->one[YK_KIND_CG], cg);
+    return yk_cost_join(s->c, s->step, s->attn, &load, bound);
+}
+
+static double weighted(const spread *s, const double n[3], double weight, double bound[YK_BOUND_N])
+{
+    double b[YK_BOUND_N] = {0};
+    const double t = seconds_at(s, n[YK_KIND_GG], n[YK_KIND_CC], n[YK_KIND_CG], bound ? b : NULL);
+    for (int i = 0; i < YK_BOUND_N && bound; i++)
+        bound[i] += weight * b[i];
+    return weight * t;
+}
+
+void yk_spread_table(double at[YK_SPREAD_CELLS], const yk_cost *c, const yk_step_kind *step, const yk_cost_side *attn,
+                     const yk_load *sure, const yk_experts *e)
+{
+    const spread s = {c, step, attn, sure, e};
+    const uint32_t k = yk_spread_chosen(e);
+    for (uint32_t g = 0; g <= k; g++)
+        for (uint32_t x = 0; x + g <= k; x++)
+            at[g * (k + 1) + x] = seconds_at(&s, g, x, k - g - x, NULL);
+}
+
+double yk_spread_mean(const double at[YK_SPREAD_CELLS], uint32_t k, const uint32_t n[3])
+{
+    double w[3][YK_SPREAD_EXACT + 1], sum = 0, all = 0;
+    for (int i = 0; i < 3; i++)
+        ways(w[i], n[i], k);
+    for (uint32_t g = 0; g <= k && g <= n[YK_KIND_GG]; g++) {
+        double row = 0, row_all = 0;
+        for (uint32_t x = k - g > n[YK_KIND_CG] ? k - g - n[YK_KIND_CG] : 0; x + g <= k && x <= n[YK_KIND_CC]; x++) {
+            const double p = w[YK_KIND_CC][x] * w[YK_KIND_CG][k - g - x];
+            row += p * at[g * (k + 1) + x];
+            row_all += p;
+        }
+        sum += w[YK_KIND_GG][g] * row;
+        all += w[YK_KIND_GG][g] * row_all;
+    }
+    return sum / all;
+}
+
+static double spread_exact(const spread *s, uint32_t k, double bound[YK_BOUND_N])
+{
+    double w[3][YK_SPREAD_EXACT + 1], all[YK_SPREAD_EXACT + 1], sum = 0;
+    for (int i = 0; i < 3; i++)
+        ways(w[i], s->e->n[i], k);
+    ways(all, s->e->n[0] + s->e->n[1] + s->e->n[2], k);
+    for (uint32_t g = 0; g <= k; g++)
+        for (uint32_t x = 0; x + g <= k; x++) {
+            const double p = w[YK_KIND_GG][g] * w[YK_KIND_CC][x] * w[YK_KIND_CG][k - g - x] / all[k];
+            const double n[3] = {[YK_KIND_GG] = g, [YK_KIND_CC] = x, [YK_KIND_CG] = k - g - x};
+            if (p > 0)
+                sum += weighted(s, n, p, bound);
+        }
+    return sum;
+}
+
+/* Points (quarter) of how many are of a kind, when k of n are chosen and m of the n are of this kind. */
+static uint32_t points(double out[4], double k, double m, double n)
+{
+    const double mean = n > 0 ? k * m / n : 0, var = n > 1 ? mean * (1 - m / n) * fmax(0, n - k) / (n - 1) : 0;
+    if (!(var > 0)) {
+        out[0] = mean;
+        return 1;
+    }
+    const double least = fmax(0, k - (n - m)), most = fmin(k, m),
+                 far = fmin(sqrt(var), fmin(mean - least, most - mean) / quarter[3]);
+    for (int i = 0; i < 4; i++)
+        out[i] = mean + far * quarter[i];
+    return 4;
+}
+
+double yk_cost_spread(const yk_cost *c, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *sure,
+                      const yk_experts *e, double bound[YK_BOUND_N])
+{
+    const spread s = {c, step, attn, sure, e};
+    const uint32_t k = yk_spread_chosen(e);
+    if (k)
+        return spread_exact(&s, k, bound);
+    const double rest = (double)e->n[YK_KIND_CC] + e->n[YK_KIND_CG], all = rest + e->n[YK_KIND_GG];
+    double gg[4], cc[4], sum = 0;
+    const uint32_t n = points(gg, e->chosen, e->n[YK_KIND_GG], all);
+    for (uint32_t i = 0; i < n; i++) {
+        const double left = fmax(0, e->chosen - gg[i]);
+        const uint32_t m = points(cc, left, e->n[YK_KIND_CC], rest);
+        for (uint32_t j = 0; j < m; j++) {
+            const double x[3] = {[YK_KIND_GG] = gg[i], [YK_KIND_CC] = cc[j], [YK_KIND_CG] = fmax(0, left - cc[j])};
+            sum += weighted(&s, x, 1.0 / (n * m), bound);
+        }
+    }
+    return sum;
 }
 
 /* Are two slices the same but for the expert? */
@@ -221,13 +457,41 @@ typedef struct adder {
     const yk_step_kind *step;
     yk_use use; /* not added yet; instances 0: nothing */
     uint32_t expert;
+    yk_experts experts; /* whole ones, in decode: only some of them will have tokens */
 } adder;
 
 static void flush(adder *a)
 {
-    if (a->use.instances > 0)
-        yk_cost_add(a->c, a->load, a->layer, a->step, &a->use);
+    const yk_use *u = &a->use;
+    const bool whole = u->group == YK_PART_EXP && u->units == a->layer->part[YK_PART_EXP].cut.n;
+    if (u->instances > 0 && whole && !a->step->prefill)
+        a->experts.n[u->kind] += (uint32_t)u->instances;
+    else if (u->instances > 0)
+        yk_cost_add(a->c, a->load, a->layer, a->step, u);
     a->use.instances = 0;
+}
+
+void yk_cost_experts(const yk_cost *c, yk_experts *e, const yk_shape_layer *layer, const yk_step_kind *step)
+{
+    double tokens;
+    const double active = yk_cost_active(c->shape, YK_PART_EXP, step->n, &tokens);
+    e->chosen = active * (e->n[0] + e->n[1] + e->n[2]);
+    for (int kind = 0; kind < 3; kind++) {
+        const yk_use one = {YK_PART_EXP, (yk_kind)kind, 0, layer->part[YK_PART_EXP].cut.n, 1 / active};
+        e->one[kind] = (yk_load){0};
+        if (kind == YK_KIND_CC || c->has_device)
+            yk_cost_add(c, &e->one[kind], layer, step, &one);
+    }
+}
+
+static double finish(adder *a, uint32_t layer, bool device, double bound[YK_BOUND_N])
+{
+    flush(a);
+    const yk_cost_side attn = yk_cost_side_of(a->c, layer, a->step, device);
+    if (!(a->experts.n[0] + a->experts.n[1] + a->experts.n[2]))
+        return yk_cost_join(a->c, a->step, &attn, a->load, bound);
+    yk_cost_experts(a->c, &a->experts, a->layer, a->step);
+    return yk_cost_spread(a->c, a->step, &attn, a->load, &a->experts, bound);
 }
 
 static void add_slices(adder *a, const yk_slice *s, uint32_t instances)
@@ -251,7 +515,6 @@ static void add_layer(adder *a, const yk_plan_layer *y)
             end++;
         add_slices(a, &y->slices[i], end - i);
     }
-    flush(a);
 }
 
 /* What is not in a layer: crossings between sides, and the head. */
@@ -287,9 +550,10 @@ double yk_cost_plan(const yk_cost *c, const yk_plan *plan, const yk_step_kind *s
         const yk_plan_layer *y = &plan->layers[l];
         const bool device = y->attn_home != YK_HOST;
         yk_load load = {0};
-        add_layer(&(adder){.c = c, .load = &load, .layer = &c->shape->layers[l], .step = step}, y);
+        adder a = {.c = c, .load = &load, .layer = &c->shape->layers[l], .step = step};
+        add_layer(&a, y);
         move_to(&w, c, step, device);
-        w.sum += yk_cost_layer(c, l, step, device, &load, w.share);
+        w.sum += finish(&a, l, device, w.share);
     }
     return end_walk(&w, c, step, plan->head_home != YK_HOST, bound);
 }
@@ -365,10 +629,9 @@ double yk_digest_step(yk_digest *d, const yk_cost *c, const yk_step_kind *step, 
             adder a = {.c = c, .load = &load, .layer = &c->shape->layers[l], .step = step};
             for (uint32_t i = 0; i < y->n && y->n <= YK_DIGEST_RUNS; i++)
                 add_slices(&a, &y->run[i], y->count[i]);
-            flush(&a);
             if (y->n > YK_DIGEST_RUNS)
                 add_layer(&a, &d->plan->layers[l]);
-            y->s = yk_cost_layer(c, l, step, device, &load, y->bound);
+            y->s = finish(&a, l, device, y->bound);
         }
         move_to(&w, c, step, device);
         w.sum += d->layers[y->like].s;

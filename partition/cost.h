@@ -13,6 +13,7 @@ typedef struct yk_cost {
     double overlap_cpu_rate;  /* bytes/s the CPU can read while the link copies */
     double shared_rate;       /* > 0: the pair was not measured; CPU and link together read at most so many bytes/s */
     double overlap_link_slow; /* factor >= 1 on the link while the CPU reads at that rate */
+    double same_memory_rate;  /* > 0: CPU and device read the same memory, together at most so many bytes/s */
 } yk_cost;
 
 /* device: index in the machine, or -1. */
@@ -28,6 +29,7 @@ typedef struct yk_step_kind {
 typedef struct yk_load {
     double cpu_s, cpu_bytes;
     double gg_s, cg_s;              /* device seconds of resident and of copied weights */
+    double gpu_bytes;               /* what it reads meanwhile */
     double early_bytes, late_bytes; /* link: known before the layer begins (prefetch) or only after its router */
     double early_copies, late_copies;
 } yk_load;
@@ -50,10 +52,38 @@ const char *yk_bound_name(yk_bound b);
 
 /* Seconds of a layer's attention with norms, router and KV, on the device or the CPU. */
 double yk_cost_attn(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool on_device);
-/* Seconds of a layer whose attention takes attn_s. bound (may be NULL): seconds by what they wait for are added. */
-double yk_cost_join(const yk_cost *cost, const yk_step_kind *step, bool attn_on_device, double attn_s, const yk_load *load,
+/* Attention as its layer sees it: side, seconds, weights it reads. */
+typedef struct yk_cost_side {
+    bool device;
+    double s, bytes;
+} yk_cost_side;
+yk_cost_side yk_cost_side_of(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool on_device);
+/* Seconds of a layer with this attention. bound (may be NULL): seconds by what they wait for are added. */
+double yk_cost_join(const yk_cost *cost, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *load,
                     double bound[YK_BOUND_N]);
-/* Both. */
+
+/* Whole experts in a decode step: a layer has n[kind] of each kind, `chosen` of all these have tokens (on average, any are as
+ * likely as any others), one[kind] is the load of one that has. */
+typedef struct yk_experts {
+    uint32_t n[3];
+    double chosen;
+    yk_load one[3];
+} yk_experts;
+/* Fill chosen and one from n. */
+void yk_cost_experts(const yk_cost *cost, yk_experts *experts, const yk_shape_layer *layer, const yk_step_kind *step);
+/* Mean of yk_cost_join over how many experts of each kind are chosen, beside a load that is sure. Exact when `chosen` is a
+ * whole number up to YK_SPREAD_EXACT (one token); else at four points of a normal distribution in each direction. */
+enum { YK_SPREAD_EXACT = 12, YK_SPREAD_CELLS = (YK_SPREAD_EXACT + 1) * (YK_SPREAD_EXACT + 1) };
+double yk_cost_spread(const yk_cost *cost, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *sure,
+                      const yk_experts *experts, double bound[YK_BOUND_N]);
+/* For many such means with the same loads: 0 when it is not exact, else the number chosen; then seconds for g GG and c CC
+ * chosen ones are at[g * (chosen + 1) + c]. The mean of them for other n. */
+uint32_t yk_spread_chosen(const yk_experts *experts);
+void yk_spread_table(double at[YK_SPREAD_CELLS], const yk_cost *cost, const yk_step_kind *step, const yk_cost_side *attn,
+                     const yk_load *sure, const yk_experts *experts);
+double yk_spread_mean(const double at[YK_SPREAD_CELLS], uint32_t chosen, const uint32_t n[3]);
+
+/* Attention and FFN. */
 double yk_cost_layer(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool attn_on_device, const yk_load *load,
                      double bound[YK_BOUND_N]);
 /* Seconds to move the residual stream of a step to the other side. */

@@ -124,7 +124,7 @@ static void rehearse(yk_cost *c)
     c->gpu.fixed_s = c->launch_s = c->hand_s = c->link_s = 0;
     c->link_s_per_byte = c->back_s_per_byte = c->cpu.read_s_per_byte / REHEARSAL_LINK;
     c->overlap_cpu_rate = 1e300;
-    c->shared_rate = 0;
+    c->shared_rate = c->same_memory_rate = 0;
     c->overlap_link_slow = 1;
 }
 
@@ -139,6 +139,7 @@ static void faster_memory(yk_cost *c)
     c->cpu.read_s_per_byte *= factor;
     c->overlap_cpu_rate += MORE_BYTES_PER_S;
     c->shared_rate += c->shared_rate > 0 ? MORE_BYTES_PER_S : 0;
+    c->same_memory_rate += c->same_memory_rate > 0 ? MORE_BYTES_PER_S : 0;
 }
 
 /* ---- one device ---- */

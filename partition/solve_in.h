@@ -20,12 +20,17 @@ typedef struct yk_option {
 typedef struct yk_price {
     const yk_cost *cost;
     yk_step_kind step;
-    uint32_t n;                           /* units or experts of the main part */
-    bool experts, early;                  /* early: copies are known before the layer begins */
-    double active, attn[2];               /* seconds of attention on the host, on the device */
+    uint32_t n;           /* units or experts of the main part */
+    bool experts, early;  /* early: copies are known before the layer begins */
+    yk_cost_side attn[2]; /* on the host, on the device */
+    double active;
     yk_load cpu, gpu, cpu_last, gpu_last; /* one unit or expert as CC and as CG; the last unit of a dense FFN is smaller */
     bool shared;
     yk_load shared_cpu, shared_gpu;
+    bool spread; /* experts in decode: only some are chosen */
+    yk_experts chosen;
+    uint32_t exact;                   /* chosen of a table; 0: there is none */
+    double at[2][3][YK_SPREAD_CELLS]; /* by side and kind of the shared expert (GG when there is none) */
 } yk_price;
 
 /* How much of the host's share is copied in a step. */

@@ -1,5 +1,6 @@
 /* Kinds of layers, what they can choose, and what that costs. */
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,15 +11,46 @@ enum { TRY_ALL = 16 };
 
 /* ---- price of a kind of layer ---- */
 
+/* What the shared expert adds. */
+static yk_load shared_load(const yk_price *p, yk_kind kind)
+{
+    yk_load load = {0};
+    if (p->shared && kind == YK_KIND_GG) {
+        load.gg_s = p->shared_gpu.cg_s;
+        load.gpu_bytes = p->shared_gpu.gpu_bytes;
+    } else if (p->shared)
+        load = kind == YK_KIND_CC ? p->shared_cpu : p->shared_gpu;
+    return load;
+}
+
+static void make_tables(yk_price *p, const yk_shape_layer *y)
+{
+    p->spread = p->experts && !p->step.prefill;
+    if (!p->spread)
+        return;
+    p->chosen.n[YK_KIND_CC] = p->n;
+    yk_cost_experts(p->cost, &p->chosen, y, &p->step);
+    p->exact = yk_spread_chosen(&p->chosen);
+    for (int side = 0; side < 1 + p->cost->has_device && p->exact; side++)
+        for (int kind = 0; kind < (p->shared ? 3 : 1); kind++) {
+            const yk_load sure = shared_load(p, (yk_kind)kind);
+            yk_spread_table(p->at[side][kind], p->cost, &p->step, &p->attn[side], &sure, &p->chosen);
+        }
+}
+
 void yk_price_make(yk_price *p, const yk_solver *s, const yk_class *k, const yk_step_kind *step)
 {
     const yk_shape_layer *y = &s->shape->layers[k->layer];
     const yk_shape_part *part = &y->part[k->main];
     double tokens;
-    *p = (yk_price){.cost = &s->cost, .step = *step, .n = k->n, .experts = k->main == YK_PART_EXP, .early = true};
+    memset(p, 0, offsetof(yk_price, at)); /* tables are filled when there are any */
+    p->cost = &s->cost;
+    p->step = *step;
+    p->n = k->n;
+    p->experts = k->main == YK_PART_EXP;
     p->active = yk_cost_active(s->shape, k->main, step->n, &tokens);
     for (int side = 0; side < 1 + s->cost.has_device; side++)
-        p->attn[side] = yk_cost_attn(&s->cost, k->layer, step, side);
+        p->attn[side] = yk_cost_side_of(&s->cost, k->layer, step, side);
     for (int kind = YK_KIND_CC; kind <= YK_KIND_CG; kind++) {
         if (kind == YK_KIND_CG && !s->cost.has_device)
             continue;
@@ -33,6 +65,7 @@ void yk_price_make(yk_price *p, const yk_solver *s, const yk_class *k, const yk_
         yk_cost_add(&s->cost, kind == YK_KIND_CC ? &p->shared_cpu : &p->shared_gpu, y, step, &all);
     }
     p->early = !p->experts || step->prefill;
+    make_tables(p, y);
 }
 
 static void add(yk_load *load, const yk_load *unit, const yk_load *last_unit, uint32_t n, bool last)
@@ -41,6 +74,7 @@ static void add(yk_load *load, const yk_load *unit, const yk_load *last_unit, ui
     load->cpu_s += k * unit->cpu_s + z * last_unit->cpu_s;
     load->cpu_bytes += k * unit->cpu_bytes + z * last_unit->cpu_bytes;
     load->cg_s += k * unit->cg_s + z * last_unit->cg_s;
+    load->gpu_bytes += k * unit->gpu_bytes + z * last_unit->gpu_bytes;
     load->early_bytes += k * unit->early_bytes + z * last_unit->early_bytes;
     load->late_bytes += k * unit->late_bytes + z * last_unit->late_bytes;
 }
@@ -48,10 +82,20 @@ static void add(yk_load *load, const yk_load *unit, const yk_load *last_unit, ui
 double yk_price_layer(const yk_price *p, const yk_option *o, yk_copied c)
 {
     const uint32_t cpu = p->n - o->resident - c.n;
-    yk_load load = {0};
+    const yk_kind shared = !p->shared || o->shared ? YK_KIND_GG : c.shared ? YK_KIND_CG : YK_KIND_CC;
+    const uint32_t n[3] = {[YK_KIND_GG] = o->resident, [YK_KIND_CC] = cpu, [YK_KIND_CG] = c.n};
+    if (p->exact)
+        return yk_spread_mean(p->at[o->attn][shared], p->exact, n);
+    yk_load load = shared_load(p, shared);
+    if (p->spread) {
+        yk_experts e = p->chosen;
+        memcpy(e.n, n, sizeof n);
+        return yk_cost_spread(p->cost, &p->step, &p->attn[o->attn], &load, &e, NULL);
+    }
     if (o->resident) {
-        const bool last = o->resident == p->n;
-        load.gg_s = (double)(o->resident - last) * p->gpu.cg_s + (double)last * p->gpu_last.cg_s;
+        const double last = o->resident == p->n, others = o->resident - last;
+        load.gg_s += others * p->gpu.cg_s + last * p->gpu_last.cg_s;
+        load.gpu_bytes += others * p->gpu.gpu_bytes + last * p->gpu_last.gpu_bytes;
     }
     if (c.n) {
         add(&load, &p->gpu, &p->gpu_last, c.n, cpu == 0);
@@ -60,15 +104,7 @@ double yk_price_layer(const yk_price *p, const yk_option *o, yk_copied c)
     }
     if (cpu)
         add(&load, &p->cpu, &p->cpu_last, cpu, true);
-    if (p->shared && o->shared)
-        load.gg_s += p->shared_gpu.cg_s;
-    else if (p->shared && c.shared) {
-        load.cg_s += p->shared_gpu.cg_s;
-        load.early_bytes += p->shared_gpu.early_bytes;
-        load.early_copies += 1;
-    } else if (p->shared)
-        add(&load, &p->shared_cpu, &p->shared_cpu, 1, false);
-    return yk_cost_join(p->cost, &p->step, o->attn, p->attn[o->attn], &load, NULL);
+    return yk_cost_join(p->cost, &p->step, &p->attn[o->attn], &load, NULL);
 }
 
 static uint64_t main_bytes(const yk_shape_part *p, bool experts, uint32_t from, uint32_t n)
@@ -315,7 +351,7 @@ void yk_solver_speed(yk_solver *s, const yk_option *choice, bool head, double *d
             .prefill = phase, .n = phase ? s->limits->batch : 1, .kv_elem_bytes = s->limits->kv_elem_bytes};
         double sum = yk_cost_head(&s->cost, &step, head), last = 0;
         bool side = false;
-        yk_price price = {0};
+        yk_price price;
         for (uint32_t l = 0; l <= s->shape->n_layers; l++) {
             const bool dev = l < s->shape->n_layers ? choice[l].attn : head;
             sum += dev != side ? yk_cost_cross(&s->cost, &step) : 0;

@@ -228,9 +228,15 @@ static yk_sim_result simulate(const yk_shape *s, const yk_plan *p, const yk_step
 
 /* What the formula of cost.h leaves out (docs/SIMULATOR.md); NONE: nothing that is known. */
 enum cause { NONE, SHARED_MEMORY, HOST_COPIES, ROUTING_SPREAD, SMALL_COPIES, BUCKET_EDGE, N_CAUSES };
-static const char *const causes[N_CAUSES] = {"nothing known is left out",           "a memory that CPU and device share",
-                                             "copies beside attention on the host", "some experts of a layer are copied",
-                                             "prefill copies expert by expert",     "tokens of an expert at a bucket's edge"};
+static const struct {
+    const char *name;
+    double median, worst; /* ceilings: they only go down */
+} causes[N_CAUSES] = {{"none of these", 0.02, 0.05},
+                      {"a memory that CPU and device share", 0.02, 0.05},
+                      {"copies beside attention on the host", 0.01, 0.24},
+                      {"decode: some experts are copied", 0.05, 0.10},
+                      {"prefill: copies expert by expert", 0.02, 0.30},
+                      {"prefill: experts, none copied", 0.01, 0.05}};
 
 static enum cause cause_of(const yk_plan *p, const yk_step_kind *step)
 {
@@ -325,13 +331,16 @@ static void check_cost_model(void **state)
         memcpy(all + n, d.off[c], d.n[c] * sizeof *all);
         n += d.n[c];
         if (d.n[c])
-            printf("  %-40s %5u %5.1f %% %5.1f %%\n", causes[c], d.n[c], 100 * d.off[c][d.n[c] / 2],
+            printf("  %-40s %5u %5.1f %% %5.1f %%\n", causes[c].name, d.n[c], 100 * d.off[c][d.n[c] / 2],
                    100 * d.off[c][d.n[c] - 1]);
     }
     qsort(all, n, sizeof *all, by_value);
     printf("  %-40s %5u %5.1f %% %5.1f %%\n", "all", n, 100 * all[n / 2], 100 * all[n - 1]);
-    assert_true(all[n / 2] <= 0.05);
-    assert_true(d.n[NONE] >= 60 && d.off[NONE][d.n[NONE] / 2] <= 0.05 && d.off[NONE][d.n[NONE] - 1] <= 0.1);
+    assert_true(all[n / 2] <= 0.02);
+    assert_true(d.n[NONE] >= 60);
+    for (int c = 0; c < N_CAUSES; c++)
+        if (d.n[c] && (d.off[c][d.n[c] / 2] > causes[c].median || d.off[c][d.n[c] - 1] > causes[c].worst))
+            fail_msg("%s: median %.3f, worst %.3f", causes[c].name, d.off[c][d.n[c] / 2], d.off[c][d.n[c] - 1]);
 }
 
 /* The example of docs/PLANNER.md: one dense layer, half of it resident, no latencies. */
@@ -478,6 +487,71 @@ static void check_caches(void **state)
     yk_shape_close(&s);
 }
 
+/* The mean over the experts that are chosen, against every choice there is (one token), and against drawn ones (8 tokens). */
+static void check_spread(void **state)
+{
+    (void)state;
+    enum { E = 8, DRAWS = 20000 };
+    static const uint32_t split[][3] = {{8, 0, 0}, {0, 8, 0}, {3, 5, 0}, {0, 6, 2}, {2, 3, 3}, {7, 0, 1}};
+    yk_shape s;
+    yk_cost c;
+    yk_pt_machine(&machine, "rtx-4090-desktop");
+    yk_pt_shape(&s, "mixtral-8x7b", NULL);
+    assert_true(s.n_experts == E && s.n_used == 2);
+    yk_cost_init(&c, &machine, 0, &s);
+    for (uint32_t n = 1; n <= 8; n += 7)
+        for (uint32_t i = 0; i < sizeof split / sizeof *split; i++) {
+            const yk_step_kind step = {.n = n, .depth = 100, .kv_elem_bytes = 2};
+            const yk_cost_side attn = yk_cost_side_of(&c, 0, &step, true);
+            const yk_load none = {0};
+            yk_experts e = {0};
+            double sum = 0, mean_load[3] = {0};
+            uint32_t sets = 0;
+            uint64_t rng = 7;
+            memcpy(e.n, split[i], sizeof e.n);
+            yk_cost_experts(&c, &e, &s.layers[0], &step);
+            for (uint32_t draw = 0; draw < (n == 1 ? 1u << E : DRAWS); draw++) {
+                uint32_t set = draw;
+                for (uint32_t t = 0; t < n && n > 1; t++) {
+                    const uint32_t x = (uint32_t)(yk_pt_random(&rng) % E), y = (uint32_t)(yk_pt_random(&rng) % (E - 1));
+                    set = (t ? set : 0) | 1u << x | 1u << (y + (y >= x));
+                }
+                uint32_t of[3] = {0};
+                for (uint32_t x = 0; x < E; x++)
+                    if (set >> x & 1)
+                        of[x < e.n[0] ? 0 : x < e.n[0] + e.n[1] ? 1 : 2]++;
+                if (n == 1 && of[0] + of[1] + of[2] != s.n_used)
+                    continue;
+                yk_load load = {0};
+                for (int k = 0; k < 3; k++) {
+                    const double m = of[k];
+                    mean_load[k] += m;
+                    load.cpu_s += m * e.one[k].cpu_s, load.cpu_bytes += m * e.one[k].cpu_bytes;
+                    load.gg_s += m * e.one[k].gg_s, load.cg_s += m * e.one[k].cg_s;
+                    load.gpu_bytes += m * e.one[k].gpu_bytes;
+                    load.late_bytes += m * e.one[k].late_bytes, load.late_copies += m * e.one[k].late_copies;
+                }
+                sum += yk_cost_join(&c, &step, &attn, &load, NULL);
+                sets++;
+            }
+            double bound[YK_BOUND_N] = {0};
+            const double mean = sum / sets, t = yk_cost_spread(&c, &step, &attn, &none, &e, bound);
+            const double bounds = bound[0] + bound[1] + bound[2] + bound[3];
+            assert_true(fabs(bounds / t - 1) < 1e-9);
+            assert_true(fabs(t / mean - 1) < (n == 1 ? 1e-9 : 0.03));
+            if (n == 1) {
+                double at[YK_SPREAD_CELLS];
+                assert_int_equal(yk_spread_chosen(&e), 2);
+                assert_int_equal(sets, 28);
+                yk_spread_table(at, &c, &step, &attn, &none, &e);
+                assert_true(fabs(yk_spread_mean(at, 2, e.n) / t - 1) < 1e-12);
+            } else
+                assert_int_equal(yk_spread_chosen(&e), 0);
+            assert_true(fabs((mean_load[0] + mean_load[1] + mean_load[2]) / sets / e.chosen - 1) < 0.01);
+        }
+    yk_shape_close(&s);
+}
+
 /* ---- alternatives and pictures ---- */
 
 static const yk_alternative *find(const yk_plan *p, const char *name)
@@ -584,7 +658,7 @@ int main(void)
         cmocka_unit_test(check_shelf),         cmocka_unit_test(check_recorded_routing), cmocka_unit_test(check_bad_routing),
         cmocka_unit_test(check_drawn_routing), cmocka_unit_test(check_events),           cmocka_unit_test(check_by_hand),
         cmocka_unit_test(check_slots),         cmocka_unit_test(check_caches),           cmocka_unit_test(check_cost_model),
-        cmocka_unit_test(check_alternatives),  cmocka_unit_test(check_pictures),
+        cmocka_unit_test(check_alternatives),  cmocka_unit_test(check_pictures),         cmocka_unit_test(check_spread),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -131,8 +131,14 @@ static double way_seconds(const brute *b, uint32_t l, const way *w, bool prefill
     const uint32_t count[3] = {w->g, copied, n - w->g - copied};
     static const yk_kind kinds[3] = {YK_KIND_GG, YK_KIND_CG, YK_KIND_CC};
     const yk_step_kind *step = prefill ? &b->pre : &b->dec;
+    const bool chosen = exp && !prefill; /* of whole experts in decode only some have tokens */
+    yk_experts experts = {0};
     yk_load load = {0};
     for (uint32_t i = 0, at = 0; i < 3; at += count[i++]) {
+        if (chosen) {
+            experts.n[kinds[i]] = count[i];
+            continue;
+        }
         const yk_use use = {g, kinds[i], exp ? 0 : at, exp ? y->part[g].cut.n : count[i], exp ? count[i] : 1};
         yk_cost_add(&b->cost, &load, y, step, &use);
     }
@@ -144,7 +150,11 @@ static double way_seconds(const brute *b, uint32_t l, const way *w, bool prefill
                            0, y->part[YK_PART_SHEXP].cut.n, 1};
     if (y->part[YK_PART_SHEXP].n)
         yk_cost_add(&b->cost, &load, y, step, &shared);
-    return yk_cost_layer(&b->cost, l, step, w->attn, &load, NULL);
+    if (!chosen)
+        return yk_cost_layer(&b->cost, l, step, w->attn, &load, NULL);
+    const yk_cost_side attn = yk_cost_side_of(&b->cost, l, step, w->attn);
+    yk_cost_experts(&b->cost, &experts, y, step);
+    return yk_cost_spread(&b->cost, step, &attn, &load, &experts, NULL);
 }
 
 static uint64_t biggest(uint64_t a, uint64_t b)
