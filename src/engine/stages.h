@@ -98,7 +98,7 @@ typedef struct yk_product {
     size_t y_stride;
 } yk_product;
 
-/* Products of a piece whose slab is in host memory: rows of gate or up, or all columns of down. */
+/* Activations and results of a product with packed weights; the caller adds where the weights lie. */
 typedef struct yk_slab_product {
     const yk_slab *slab;
     yk_type type;
@@ -111,16 +111,21 @@ typedef struct yk_slab_product {
     size_t y_stride;
 } yk_slab_product;
 
-/* Units [u0, u0 + n_units) of gate (or of up); all in one cut unit, u0 a multiple of 16 from its start. */
-static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p, bool up, uint32_t n_cols, uint32_t u0, uint32_t n_units)
+/* Where packed rows lie: as in yk_matmul_packed. */
+typedef struct yk_packed_rows {
+    const uint8_t *w;
+    uint64_t panel_bytes, tile_stride;
+    uint32_t n_rows, n_cols;
+} yk_packed_rows;
+
+static inline void yk_multiply_packed(const yk_ops *ops, const yk_slab_product *p, yk_packed_rows r)
 {
-    const yk_slab *s = p->slab;
-    const uint32_t unit = (u0 - s->u0) / s->unit, panel = (u0 - s->u0) % s->unit / YK_TILE_ROWS;
     ops->matmul_packed[p->type](&(yk_matmul_packed){
-        .w = s->host + unit * s->unit_bytes + panel * s->pair_bytes + (up ? s->up_at : 0),
-        .panel_bytes = s->pair_bytes,
-        .n_rows = n_units,
-        .n_cols = n_cols,
+        .w = r.w,
+        .panel_bytes = r.panel_bytes,
+        .tile_stride = r.tile_stride,
+        .n_rows = r.n_rows,
+        .n_cols = r.n_cols,
         .x = p->x,
         .x_stride = p->x_stride,
         .xq = p->xq,
@@ -129,66 +134,45 @@ static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p
         .y = p->y,
         .y_stride = p->y_stride,
     });
+}
+
+/* Panel pair of intermediate unit u0 in a slab. */
+static inline const uint8_t *yk_slab_pair(const yk_slab *s, uint32_t u0)
+{
+    const uint32_t at = u0 - s->u0;
+    return s->host + at / s->unit * s->unit_bytes + at % s->unit / YK_TILE_ROWS * s->pair_bytes;
+}
+
+/* Units [u0, u0 + n_units) of gate (or of up); all in one cut unit, u0 a multiple of 16 from its start. */
+static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p, bool up, uint32_t n_cols, uint32_t u0, uint32_t n_units)
+{
+    const yk_slab *s = p->slab;
+    yk_multiply_packed(ops, p, (yk_packed_rows){yk_slab_pair(s, u0) + (up ? s->up_at : 0), s->pair_bytes, 0, n_units, n_cols});
 }
 
 /* The same of gate and up together, both of one type: y gets 16 rows of gate, 16 of up, and so on, for a multiple of 16 units or up to the end of the
  * cut unit. One stream of bytes instead of two that skip each other. */
 static inline void yk_multiply_pairs(const yk_ops *ops, const yk_slab_product *p, uint32_t n_cols, uint32_t u0, uint32_t n_units)
 {
-    const yk_slab *s = p->slab;
-    const uint32_t unit = (u0 - s->u0) / s->unit, panel = (u0 - s->u0) % s->unit / YK_TILE_ROWS;
-    ops->matmul_packed[p->type](&(yk_matmul_packed){
-        .w = s->host + unit * s->unit_bytes + panel * s->pair_bytes,
-        .panel_bytes = s->up_at,
-        .n_rows = 2 * yk_ceil_div(n_units, YK_TILE_ROWS) * YK_TILE_ROWS,
-        .n_cols = n_cols,
-        .x = p->x,
-        .x_stride = p->x_stride,
-        .xq = p->xq,
-        .rows = p->rows,
-        .n_tokens = p->n,
-        .y = p->y,
-        .y_stride = p->y_stride,
-    });
+    const uint32_t n_rows = 2 * yk_ceil_div(n_units, YK_TILE_ROWS) * YK_TILE_ROWS;
+    yk_multiply_packed(ops, p, (yk_packed_rows){yk_slab_pair(p->slab, u0), p->slab->up_at, 0, n_rows, n_cols});
 }
 
-/* Rows [r0, r1) of down over all units of the slab, r0 a multiple of 16. */
+/* Rows [r0, r1) of down over all units of the slab, r0 a multiple of 16. A unit is not wider than a tile. */
 static inline void yk_multiply_down(const yk_ops *ops, const yk_slab_product *p, uint32_t r0, uint32_t r1)
 {
     const yk_slab *s = p->slab;
     const uint64_t panel = yk_panel_bytes(p->type, s->unit);
-    ops->matmul_packed[p->type](&(yk_matmul_packed){
-        .w = s->host + s->down_at + r0 / YK_TILE_ROWS * panel,
-        .panel_bytes = panel,
-        .n_rows = r1 - r0,
-        .n_cols = s->unit * s->n_units,
-        .tile_stride = s->unit_bytes, /* a unit is not wider than a tile */
-        .x = p->x,
-        .x_stride = p->x_stride,
-        .xq = p->xq,
-        .rows = p->rows,
-        .n_tokens = p->n,
-        .y = p->y,
-        .y_stride = p->y_stride,
-    });
+    const uint8_t *w = s->host + s->down_at + r0 / YK_TILE_ROWS * panel;
+    yk_multiply_packed(ops, p, (yk_packed_rows){w, panel, s->unit_bytes, r1 - r0, s->unit * s->n_units});
 }
 
 static inline void yk_multiply(const yk_ops *ops, const yk_product *p)
 {
     if (p->packed) {
-        ops->matmul_packed[p->w->type](&(yk_matmul_packed){
-            .w = p->packed->base + p->r0 / YK_TILE_ROWS * p->packed->panel_bytes,
-            .panel_bytes = p->packed->panel_bytes,
-            .n_rows = p->r1 - p->r0,
-            .n_cols = p->w->n_cols,
-            .x = p->x,
-            .x_stride = p->x_stride,
-            .xq = p->xq,
-            .rows = p->rows,
-            .n_tokens = p->n,
-            .y = p->y,
-            .y_stride = p->y_stride,
-        });
+        const yk_slab_product s = {NULL, p->w->type, p->x, p->x_stride, p->xq, p->rows, p->n, p->y, p->y_stride};
+        const uint64_t panel = p->packed->panel_bytes;
+        yk_multiply_packed(ops, &s, (yk_packed_rows){p->packed->base + p->r0 / YK_TILE_ROWS * panel, panel, 0, p->r1 - p->r0, p->w->n_cols});
         return;
     }
     const yk_type_traits *t = yk_type_get(p->w->type);
