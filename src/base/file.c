@@ -93,6 +93,11 @@ yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t m
     return st;
 }
 
+yk_status yk_fail_in_file(yk_error *err, yk_status st, const char *path, const yk_error *inner)
+{
+    return st == YK_ERR_INPUT ? yk_fail(err, st, "%.200s: %s", path, inner->text) : yk_fail(err, st, "%s", inner->text);
+}
+
 /* Where the file of `path` is put: *real is the target of a link, so that the link stays. *direct: no regular file but a device or
  * a pipe, which a rename would destroy (/dev/null, /dev/stdout). */
 static yk_status out_target(const char *path, char *buf, const char **real, bool *direct, yk_error *err)

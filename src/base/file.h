@@ -21,6 +21,9 @@ void yk_map_release(const void *p, uint64_t bytes);
 /* Read a whole file of at most max_bytes; *out is NUL-terminated, from yk_alloc. path "-" reads standard input. */
 yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t max_bytes, yk_error *err);
 
+/* Pass on the failure `inner` of reading what a file holds: with its path when the content is to blame. Returns st. */
+yk_status yk_fail_in_file(yk_error *err, yk_status st, const char *path, const yk_error *inner);
+
 /* An output file: written to PATH.tmp-PID beside it, renamed by commit. Abort (or close without commit) removes it. A link stays and
  * its target is written; a device or a pipe is written directly (tmp_path is NULL). */
 typedef struct yk_out_file {

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "src/base/status.h"
 
@@ -35,6 +36,16 @@ void *yk_realloc(yk_mem_class cls, void *p, size_t n, size_t size);
 void yk_free(void *p);
 /* Copy of n bytes plus a NUL. */
 char *yk_strndup(yk_mem_class cls, const char *s, size_t n);
+
+/* Text of n bytes into a caller's buffer: as much as fits, always with a NUL when there is room for one. */
+static inline void yk_text_out(const char *text, uint64_t n, char *buf, size_t capacity)
+{
+    if (!capacity)
+        return;
+    const size_t part = n < capacity ? (size_t)n : capacity - 1;
+    memcpy(buf, text, part);
+    buf[part] = 0;
+}
 
 /* Live bytes of a class, process-wide. */
 uint64_t yk_mem_live(yk_mem_class cls);

@@ -300,11 +300,8 @@ yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_m
         st = explain(&c, plan, machine, &text, &n, err);
     if (st == YK_OK && n_bytes)
         *n_bytes = n;
-    if (st == YK_OK && capacity) {
-        const size_t part = n < capacity ? n : capacity - 1;
-        memcpy(buf, text, part);
-        buf[part] = 0;
-    }
+    if (st == YK_OK)
+        yk_text_out(text, n, buf, capacity);
     yk_free(text);
     close_choice(&c);
     return st;

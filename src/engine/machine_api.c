@@ -94,7 +94,7 @@ yk_status yk_machine_load(yk_machine **out, const char *path, yk_error *err)
     yk_free(text);
     if (st != YK_OK) {
         yk_machine_close(&m);
-        return st == YK_ERR_INPUT ? yk_fail(err, st, "%.200s: %s", path, inner.text) : yk_fail(err, st, "%s", inner.text);
+        return yk_fail_in_file(err, st, path, &inner);
     }
     *out = m;
     return YK_OK;

@@ -34,7 +34,7 @@ yk_status yk_plan_load(yk_plan **out, const char *path, yk_error *err)
     yk_free(text);
     if (st != YK_OK) {
         yk_free(plan);
-        return st == YK_ERR_INPUT ? yk_fail(err, st, "%.200s: %s", path, inner.text) : yk_fail(err, st, "%s", inner.text);
+        return yk_fail_in_file(err, st, path, &inner);
     }
     *out = plan;
     return YK_OK;

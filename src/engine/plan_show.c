@@ -28,9 +28,7 @@ static yk_status open_shape(yk_shape *out, const yk_plan_subject *s, yk_error *e
     YK_TRY(yk_read_file(&text, &n, s->shape_path, MAX_SHAPE, err));
     const yk_status st = yk_shape_read(out, text, n, s->type, NULL, &inner);
     yk_free(text);
-    if (st == YK_ERR_INPUT)
-        return yk_fail(err, st, "%.200s: %s", s->shape_path, inner.text);
-    return st == YK_OK ? YK_OK : yk_fail(err, st, "%s", inner.text);
+    return st == YK_OK ? YK_OK : yk_fail_in_file(err, st, s->shape_path, &inner);
 }
 
 static const char *wanted(const yk_engine_opts *o)
@@ -207,11 +205,8 @@ yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *s, yk_plan_fo
                                              form == YK_PLAN_TERMINAL && !(yk_env_no_color() && *yk_env_no_color()), err);
     if (st == YK_OK && n_bytes)
         *n_bytes = n;
-    if (st == YK_OK && capacity) {
-        const size_t part = n < capacity ? n : capacity - 1;
-        memcpy(buf, text, part);
-        buf[part] = 0;
-    }
+    if (st == YK_OK)
+        yk_text_out(text, n, buf, capacity);
     yk_free(text);
     yk_shape_close(&shape);
     return st;

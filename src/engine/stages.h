@@ -193,6 +193,23 @@ static inline void yk_multiply(const yk_ops *ops, const yk_product *p)
     ops->matmul[p->w->type](&m);
 }
 
+/* Slice `slice` of a row stage: its rows of m.w for m.n tokens, whose inputs the prepare function listed in the worker's scratch. m.y is where
+ * row 0 goes. */
+static inline yk_product yk_multiply_slice(const yk_step *step, const yk_worker *w, uint32_t slice, yk_product m)
+{
+    const yk_engine *e = step->engine;
+    const yk_rows r = yk_rows_of(m.w, m.n);
+    m.r0 = slice * r.per_slice;
+    m.r1 = m.r0 + r.per_slice < r.n_rows ? m.r0 + r.per_slice : r.n_rows;
+    m.x = e->buf.norm;
+    m.x_stride = e->d.n_in;
+    m.xq = &e->buf.q8;
+    m.rows = yk_scratch_of(step, w).rows;
+    m.y += m.r0;
+    yk_multiply(e->ops, &m);
+    return m;
+}
+
 static inline bool yk_is_quantised(const yk_weight *w) { return w->data && yk_type_get(w->type)->quantised; }
 
 /* True when a stage's input has to be rounded for at least one of the matrices (NULL entries are skipped). */

@@ -99,18 +99,12 @@ void yk_stage_qkv(const yk_stage *st, uint32_t slice, yk_worker *w)
             col += r.n_rows;
             continue;
         }
-        const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
-        yk_multiply(e->ops, &(yk_product){.w = mats[i],
-                                          .packed = yk_packed_of(e, st->layer, YK_W_Q + i),
-                                          .r0 = r0,
-                                          .r1 = r1,
-                                          .x = e->buf.norm,
-                                          .x_stride = e->d.n_in,
-                                          .xq = &e->buf.q8,
-                                          .rows = yk_scratch_of(step, w).rows,
-                                          .n = step->n_tokens,
-                                          .y = e->buf.qkv + (size_t)w->index * e->d.n_tokens * e->d.n_qkv + col + r0,
-                                          .y_stride = e->d.n_qkv});
+        yk_multiply_slice(step, w, slice,
+                          (yk_product){.w = mats[i],
+                                       .packed = yk_packed_of(e, st->layer, YK_W_Q + i),
+                                       .n = step->n_tokens,
+                                       .y = e->buf.qkv + (size_t)w->index * e->d.n_tokens * e->d.n_qkv + col,
+                                       .y_stride = e->d.n_qkv});
         return;
     }
 }
@@ -271,20 +265,12 @@ void yk_stage_o(const yk_stage *st, uint32_t slice, yk_worker *w)
 {
     const yk_step *step = yk_step_of(st);
     const yk_engine *e = step->engine;
-    const yk_weight *o = &e->model->layers[st->layer].o;
-    const yk_rows r = yk_rows_of(o, step->n_tokens);
-    const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
-    yk_multiply(e->ops, &(yk_product){.w = o,
-                                      .packed = yk_packed_of(e, st->layer, YK_W_O),
-                                      .r0 = r0,
-                                      .r1 = r1,
-                                      .x = e->buf.norm,
-                                      .x_stride = e->d.n_in,
-                                      .xq = &e->buf.q8,
-                                      .rows = yk_scratch_of(step, w).rows,
-                                      .n = step->n_tokens,
-                                      .y = e->buf.y + (size_t)w->index * e->d.n_tokens * e->d.n_embd + r0,
-                                      .y_stride = e->d.n_embd});
+    yk_multiply_slice(step, w, slice,
+                      (yk_product){.w = &e->model->layers[st->layer].o,
+                                   .packed = yk_packed_of(e, st->layer, YK_W_O),
+                                   .n = step->n_tokens,
+                                   .y = e->buf.y + (size_t)w->index * e->d.n_tokens * e->d.n_embd,
+                                   .y_stride = e->d.n_embd});
 }
 
 /* Final norm of the tokens whose logits are wanted; row i of the output is logits row i of the step. */
@@ -319,22 +305,14 @@ void yk_stage_head(const yk_stage *st, uint32_t slice, yk_worker *w)
 {
     const yk_step *step = yk_step_of(st);
     const yk_engine *e = step->engine;
-    const yk_weight *out = &e->model->output;
-    const yk_rows r = yk_rows_of(out, step->n_logits);
-    const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
-    float *y = e->buf.logits + (size_t)w->index * e->d.n_logits * e->model->hp.n_vocab + r0;
-    yk_multiply(e->ops, &(yk_product){.w = out,
-                                      .packed = e->head.base ? &e->head : NULL,
-                                      .r0 = r0,
-                                      .r1 = r1,
-                                      .x = e->buf.norm,
-                                      .x_stride = e->d.n_in,
-                                      .xq = &e->buf.q8,
-                                      .rows = yk_scratch_of(step, w).rows,
-                                      .n = step->n_logits,
-                                      .y = y,
-                                      .y_stride = e->model->hp.n_vocab});
+    const size_t n_vocab = e->model->hp.n_vocab;
+    const yk_product m = yk_multiply_slice(step, w, slice,
+                                           (yk_product){.w = &e->model->output,
+                                                        .packed = e->head.base ? &e->head : NULL,
+                                                        .n = step->n_logits,
+                                                        .y = e->buf.logits + (size_t)w->index * e->d.n_logits * n_vocab,
+                                                        .y_stride = n_vocab});
     if (e->model->output_b)
         for (uint32_t i = 0; i < step->n_logits; i++)
-            e->ops->add(e->model->output_b + r0, r1 - r0, y + (size_t)i * e->model->hp.n_vocab);
+            e->ops->add(e->model->output_b + m.r0, m.r1 - m.r0, m.y + i * n_vocab);
 }

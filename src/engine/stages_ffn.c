@@ -114,18 +114,12 @@ void yk_stage_router(const yk_stage *st, uint32_t slice, yk_worker *w)
     const yk_step *step = yk_step_of(st);
     const yk_engine *e = step->engine;
     const yk_weight *m = &e->model->layers[st->layer].router;
-    const yk_rows r = yk_rows_of(m, step->n_tokens);
-    const uint32_t r0 = slice * r.per_slice, r1 = r0 + r.per_slice < r.n_rows ? r0 + r.per_slice : r.n_rows;
-    yk_multiply(e->ops, &(yk_product){.w = m,
-                                      .packed = yk_packed_of(e, st->layer, YK_W_ROUTER),
-                                      .r0 = r0,
-                                      .r1 = r1,
-                                      .x = e->buf.norm,
-                                      .x_stride = e->d.n_in,
-                                      .rows = yk_scratch_of(step, w).rows,
-                                      .n = step->n_tokens,
-                                      .y = e->buf.router + (size_t)w->index * e->d.n_tokens * m->n_rows + r0,
-                                      .y_stride = m->n_rows});
+    yk_multiply_slice(step, w, slice,
+                      (yk_product){.w = m,
+                                   .packed = yk_packed_of(e, st->layer, YK_W_ROUTER),
+                                   .n = step->n_tokens,
+                                   .y = e->buf.router + (size_t)w->index * e->d.n_tokens * m->n_rows,
+                                   .y_stride = m->n_rows});
 }
 
 void yk_stage_route(const yk_stage *st, uint32_t slice, yk_worker *w)

@@ -598,11 +598,7 @@ yk_status yk_tokenizer_text(const yk_tokenizer *tok, int32_t id, bool special, c
         return YK_ERR_USAGE;
     size_t n;
     const char *p = yk_tokenizer_piece(tok, id, special, &n);
-    if (capacity) {
-        const size_t fits = n < capacity ? n : capacity - 1;
-        memcpy(buf, p, fits);
-        buf[fits] = '\0';
-    }
+    yk_text_out(p, n, buf, capacity);
     if (n_bytes)
         *n_bytes = n;
     return YK_OK;
