@@ -32,6 +32,11 @@ uint32_t yk_chunk_tokens(yk_chunk c)
     return chunk_tokens[c];
 }
 
+bool yk_plan_attn_on_device(const yk_plan_layer *layer, bool prefill, uint32_t n)
+{
+    return layer->attn_home != YK_HOST || (prefill && layer->attn_chunk[yk_chunk_of(n)] == 1 + YK_KIND_CG);
+}
+
 yk_kind yk_slice_kind(const yk_slice *s, bool prefill, uint32_t n)
 {
     if (!prefill)

@@ -52,6 +52,10 @@ typedef struct yk_plan_assign {
 
 typedef struct yk_plan_layer {
     int8_t attn_home;
+    /* For prefill chunks of this length. 1 + YK_KIND_CG, with the host as home only: the layer's attention bytes are copied to
+     * a staging slot, KV of the step's sequences is copied up, the device computes all of it (norms, projections, attention,
+     * router), and KV of the new positions is copied down. 0: computed at attn_home, as always in decode. */
+    uint8_t attn_chunk[YK_N_CHUNKS];
     yk_plan_assign assign;
     uint32_t n_slices;
     yk_slice *slices; /* [n_slices], owned by the plan */
@@ -146,6 +150,9 @@ typedef struct yk_plan_wishes {
     uint32_t n_fixed;
     const yk_plan_fixed *fixed; /* [n_fixed], borrowed */
 } yk_plan_wishes;
+
+/* Does a device compute the attention of this layer in a step of n tokens? */
+bool yk_plan_attn_on_device(const yk_plan_layer *layer, bool prefill, uint32_t n);
 
 /* Append the overrides of "REGEX=DEVICE[,REGEX=DEVICE...]". YK_ERR_USAGE names what is wrong. */
 yk_status yk_plan_add_override(yk_plan_wishes *wishes, const char *text, yk_error *err);
