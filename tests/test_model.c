@@ -254,7 +254,8 @@ static void check_fixture(const char *path, const char *name)
     yk_model_close(&m);
 }
 
-static int check_folder(const char *dir)
+/* Calls `check` for every GGUF file of a folder; returns how many. */
+static int check_folder(const char *dir, void (*check)(const char *path, const char *name))
 {
     DIR *d = opendir(dir);
     assert_non_null(d);
@@ -265,7 +266,7 @@ static int check_folder(const char *dir)
             continue;
         char path[1024];
         snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        check_fixture(path, e->d_name);
+        check(path, e->d_name);
         n++;
     }
     closedir(d);
@@ -276,9 +277,9 @@ static void test_fixtures(void **state)
 {
     (void)state;
     char path[512];
-    int n = check_folder(fixtures);
+    int n = check_folder(fixtures, check_fixture);
     path_of(path, sizeof path, "yoke-tiny-mixtral");
-    n += check_folder(path);
+    n += check_folder(path, check_fixture);
     printf("%d fixtures\n", n);
     assert_true(n >= 34);
 }
@@ -308,6 +309,23 @@ static void test_hparams(void **state)
     yk_model_close(&m);
 }
 
+static char archs_left[512];
+
+static void check_seed(const char *path, const char *name)
+{
+    (void)name;
+    yk_model *m;
+    yk_error err = {0};
+    if (yk_model_open(&m, path, NULL, &err) != YK_OK)
+        fail_msg("%s", err.text);
+    char word[64];
+    snprintf(word, sizeof word, " %s ", m->arch->name);
+    char *at = strstr(archs_left, word); /* seen: blank it out, but keep the spaces around it */
+    if (at)
+        memset(at + 1, '#', strlen(word) - 2);
+    yk_model_close(&m);
+}
+
 /* The fuzzer's seeds are whole models, one for each architecture and layout. */
 static void test_seeds(void **state)
 {
@@ -315,35 +333,31 @@ static void test_seeds(void **state)
     const char *source = getenv("YOKE_SOURCE");
     if (!source)
         skip();
-    char dir[512], names[512];
+    char dir[512];
     snprintf(dir, sizeof dir, "%s/tests/fuzz/corpus/gguf", source);
-    snprintf(names, sizeof names, " %s ", yk_arch_names());
-    DIR *d = opendir(dir);
-    assert_non_null(d);
-    int n = 0;
-    for (struct dirent *e; (e = readdir(d));) {
-        const size_t len = strlen(e->d_name);
-        if (len < 5 || strcmp(e->d_name + len - 5, ".gguf") != 0)
-            continue;
-        char path[1024];
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        yk_model *m;
-        yk_error err = {0};
-        if (yk_model_open(&m, path, NULL, &err) != YK_OK)
-            fail_msg("%s", err.text);
-        char word[64];
-        snprintf(word, sizeof word, " %s ", m->arch->name);
-        char *at = strstr(names, word); /* seen: blank it out, but keep the spaces around it */
-        if (at)
-            memset(at + 1, '#', strlen(word) - 2);
-        yk_model_close(&m);
-        n++;
-    }
-    closedir(d);
-    assert_true(n >= 13);
-    for (const char *c = names; *c; c++)
+    snprintf(archs_left, sizeof archs_left, " %s ", yk_arch_names());
+    assert_true(check_folder(dir, check_seed) >= 13);
+    for (const char *c = archs_left; *c; c++)
         if (*c != '#' && *c != ' ')
-            fail_msg("no seed for one of the architectures:%s", names);
+            fail_msg("no seed for one of the architectures:%s", archs_left);
+}
+
+static void check_vocab(const char *path, const char *name)
+{
+    (void)name;
+    yk_model *m;
+    yk_error err = {0};
+    yk_model_opts opts;
+    yk_model_opts_init(&opts);
+    opts.vocab_only = true;
+    assert_int_equal(yk_model_open(&m, path, NULL, &err), YK_ERR_INPUT);
+    if (yk_model_open(&m, path, &opts, &err) != YK_OK)
+        fail_msg("%s", err.text);
+    yk_model_info info;
+    yk_model_get_info(m, &info);
+    assert_true(info.n_vocab >= 32000);
+    assert_int_equal(info.n_tensors, 0);
+    yk_model_close(&m);
 }
 
 /* Vocabularies of any architecture open without tensors. */
@@ -352,32 +366,7 @@ static void test_vocab_only(void **state)
     (void)state;
     char dir[512];
     path_of(dir, sizeof dir, "vocab");
-    DIR *d = opendir(dir);
-    assert_non_null(d);
-    int n = 0;
-    yk_model_opts opts;
-    yk_model_opts_init(&opts);
-    opts.vocab_only = true;
-    for (struct dirent *e; (e = readdir(d));) {
-        const size_t len = strlen(e->d_name);
-        if (len < 5 || strcmp(e->d_name + len - 5, ".gguf") != 0)
-            continue;
-        char path[1024];
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
-        yk_model *m;
-        yk_error err = {0};
-        assert_int_equal(yk_model_open(&m, path, NULL, &err), YK_ERR_INPUT);
-        if (yk_model_open(&m, path, &opts, &err) != YK_OK)
-            fail_msg("%s", err.text);
-        yk_model_info info;
-        yk_model_get_info(m, &info);
-        assert_true(info.n_vocab >= 32000);
-        assert_int_equal(info.n_tensors, 0);
-        yk_model_close(&m);
-        n++;
-    }
-    closedir(d);
-    assert_true(n >= 9);
+    assert_true(check_folder(dir, check_vocab) >= 9);
 }
 
 /* ---- same weights, another file ---- */

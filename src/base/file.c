@@ -177,3 +177,14 @@ void yk_out_abort(yk_out_file *out)
     yk_free(out->path);
     *out = (yk_out_file){0};
 }
+
+yk_status yk_write_file(const char *path, const char *text, size_t n_bytes, yk_error *err)
+{
+    yk_out_file f;
+    YK_TRY(yk_out_open(&f, path, err));
+    if (fwrite(text, 1, n_bytes, f.f) == n_bytes)
+        return yk_out_commit(&f, err);
+    const yk_status st = yk_fail(err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(errno));
+    yk_out_abort(&f);
+    return st;
+}

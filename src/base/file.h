@@ -36,4 +36,7 @@ yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err);
 yk_status yk_out_commit(yk_out_file *out, yk_error *err);
 void yk_out_abort(yk_out_file *out);
 
+/* Write a whole file in this way. */
+yk_status yk_write_file(const char *path, const char *text, size_t n_bytes, yk_error *err);
+
 #endif

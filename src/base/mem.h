@@ -37,9 +37,12 @@ void yk_free(void *p);
 /* Copy of n bytes plus a NUL. */
 char *yk_strndup(yk_mem_class cls, const char *s, size_t n);
 
-/* Text of n bytes into a caller's buffer: as much as fits, always with a NUL when there is room for one. */
-static inline void yk_text_out(const char *text, uint64_t n, char *buf, size_t capacity)
+/* Text of n bytes into a caller's buffer: as much as fits, always with a NUL when there is room for one. *n_bytes (may be NULL)
+ * is n all the same. */
+static inline void yk_text_out(const char *text, uint64_t n, char *buf, size_t capacity, size_t *n_bytes)
 {
+    if (n_bytes)
+        *n_bytes = (size_t)n;
     if (!capacity)
         return;
     const size_t part = n < capacity ? (size_t)n : capacity - 1;

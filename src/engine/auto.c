@@ -298,10 +298,8 @@ yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_m
     yk_status st = open_choice(&c, model, opts ? opts : &defaults, err);
     if (st == YK_OK)
         st = explain(&c, plan, machine, &text, &n, err);
-    if (st == YK_OK && n_bytes)
-        *n_bytes = n;
     if (st == YK_OK)
-        yk_text_out(text, n, buf, capacity);
+        yk_text_out(text, n, buf, capacity, n_bytes);
     yk_free(text);
     close_choice(&c);
     return st;

@@ -1,5 +1,4 @@
 /* The machine of yoke.h: measured, read, written, and kept in the user's cache. */
-#include <errno.h>
 #include <inttypes.h>
 #include <link.h>
 #include <stdio.h>
@@ -159,14 +158,8 @@ static yk_status save_to(const yk_machine *m, const char *path, yk_error *err)
 {
     char *text;
     size_t n;
-    yk_out_file f;
     YK_TRY(yk_machine_write(m, &text, &n, err));
-    yk_status st = yk_out_open(&f, path, err);
-    if (st == YK_OK && fwrite(text, 1, n, f.f) != n) {
-        st = yk_fail(err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(errno));
-        yk_out_abort(&f);
-    } else if (st == YK_OK)
-        st = yk_out_commit(&f, err);
+    const yk_status st = yk_write_file(path, text, n, err);
     yk_free(text);
     return st;
 }
@@ -181,22 +174,11 @@ yk_status yk_machine_save(const yk_machine *m, const char *path, yk_error *err)
     return save_to(m, cache, err);
 }
 
-static void copy_text(const char *text, size_t n, char *buf, size_t capacity, size_t *n_bytes)
-{
-    if (n_bytes)
-        *n_bytes = n;
-    if (!capacity)
-        return;
-    const size_t part = n < capacity ? n : capacity - 1;
-    memcpy(buf, text, part);
-    buf[part] = 0;
-}
-
 yk_status yk_machine_cache_path(const yk_machine *m, char *buf, size_t capacity, size_t *n_bytes, yk_error *err)
 {
     char path[MAX_PATH];
     YK_TRY(cache_path(path, sizeof path, m->cpu, m->isa, m->threads, null_options_of(m), err));
-    copy_text(path, strlen(path), buf, capacity, n_bytes);
+    yk_text_out(path, strlen(path), buf, capacity, n_bytes);
     return YK_OK;
 }
 
@@ -205,7 +187,7 @@ yk_status yk_machine_text(const yk_machine *m, char *buf, size_t capacity, size_
     char *text;
     size_t n;
     YK_TRY(yk_machine_write(m, &text, &n, err));
-    copy_text(text, n, buf, capacity, n_bytes);
+    yk_text_out(text, n, buf, capacity, n_bytes);
     yk_free(text);
     return YK_OK;
 }

@@ -1,8 +1,4 @@
 /* Plan files of yoke.h. Making and explaining a plan: auto.c. */
-#include <errno.h>
-#include <stdio.h>
-#include <string.h>
-
 #include "partition/plan.h"
 #include "src/base/file.h"
 
@@ -44,15 +40,9 @@ yk_status yk_plan_save(const yk_plan *plan, const char *path, yk_error *err)
 {
     char *text;
     size_t n;
-    yk_out_file f;
     YK_FAIL_IF(!path, err, YK_ERR_USAGE, "yk_plan_save: path is NULL");
     YK_TRY(yk_plan_write(plan, &text, &n, err));
-    yk_status st = yk_out_open(&f, path, err);
-    if (st == YK_OK && fwrite(text, 1, n, f.f) != n) {
-        st = yk_fail(err, YK_ERR_RUNTIME, "%s: cannot be written: %s", path, strerror(errno));
-        yk_out_abort(&f);
-    } else if (st == YK_OK)
-        st = yk_out_commit(&f, err);
+    const yk_status st = yk_write_file(path, text, n, err);
     yk_free(text);
     return st;
 }
@@ -62,13 +52,7 @@ yk_status yk_plan_text(const yk_plan *plan, char *buf, size_t capacity, size_t *
     char *text;
     size_t n;
     YK_TRY(yk_plan_write(plan, &text, &n, err));
-    if (n_bytes)
-        *n_bytes = n;
-    if (capacity) {
-        const size_t part = n < capacity ? n : capacity - 1;
-        memcpy(buf, text, part);
-        buf[part] = 0;
-    }
+    yk_text_out(text, n, buf, capacity, n_bytes);
     yk_free(text);
     return YK_OK;
 }

@@ -203,10 +203,8 @@ yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *s, yk_plan_fo
         st = form == YK_PLAN_SVG ? yk_plan_svg(plan, &shape, s->machine, &l, &text, &n, err)
                                  : draw_text(&text, &n, plan, &shape, s, &l,
                                              form == YK_PLAN_TERMINAL && !(yk_env_no_color() && *yk_env_no_color()), err);
-    if (st == YK_OK && n_bytes)
-        *n_bytes = n;
     if (st == YK_OK)
-        yk_text_out(text, n, buf, capacity);
+        yk_text_out(text, n, buf, capacity, n_bytes);
     yk_free(text);
     yk_shape_close(&shape);
     return st;

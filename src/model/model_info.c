@@ -110,9 +110,7 @@ yk_status yk_model_get_meta_text(const yk_model *model, uint32_t index, uint64_t
         memcpy(&s.n, kv->data, sizeof s.n);
         s.p = (const char *)kv->data + sizeof s.n;
     }
-    yk_text_out(s.p, s.n, buf, capacity);
-    if (n_bytes)
-        *n_bytes = (size_t)s.n;
+    yk_text_out(s.p, s.n, buf, capacity, n_bytes);
     return YK_OK;
 }
 

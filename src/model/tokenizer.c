@@ -598,8 +598,6 @@ yk_status yk_tokenizer_text(const yk_tokenizer *tok, int32_t id, bool special, c
         return YK_ERR_USAGE;
     size_t n;
     const char *p = yk_tokenizer_piece(tok, id, special, &n);
-    yk_text_out(p, n, buf, capacity);
-    if (n_bytes)
-        *n_bytes = n;
+    yk_text_out(p, n, buf, capacity, n_bytes);
     return YK_OK;
 }
