@@ -4,7 +4,8 @@
   embed.py text OUT FILE...   OUT: the texts as strings and a table of kernels (name, text, kinds of arguments)
   embed.py host OUT FILE...   OUT: the kernels as C functions and a table of them with unpacked arguments
 
-The first FILE is the dialect. A file that holds no kernel belongs to all files after it. Kinds of arguments: m memory, u u32, f f32.
+The first FILE is the dialect. A file that holds no kernel belongs to all files after it. A file that asks for YK_ONLY has a kernel for each weight type, named
+..._TYPE; each is a text of its own, so that a device compiles what it runs. Kinds of arguments: m memory, u u32, f f32.
 """
 import os
 import re
@@ -60,11 +61,17 @@ def main():
             lines.append('#include "gpu/kernels/%s"' % os.path.basename(path))
         else:
             lines.append('static const char text_%s[] =\n%s;' % (stem, quoted(text)))
-        if own:
-            texts.append((stem, common + [stem]))
-        else:
+        if not own:
             common = common + [stem]
-        table += [(name, len(texts) - 1, kinds) for name, kinds in own]
+        elif 'YK_ONLY' in text:
+            for name, kinds in own:
+                if form == 'text':
+                    lines.append('static const char only_%s[] = "#define YK_ONLY YK_W_%s\\n";' % (name, name.split('_', 1)[1].upper()))
+                texts.append((name, ['only_' + name] + ['text_' + p for p in common + [stem]]))
+                table.append((name, len(texts) - 1, kinds))
+        else:
+            texts.append((stem, ['text_' + p for p in common + [stem]]))
+            table += [(name, len(texts) - 1, kinds) for name, kinds in own]
     if form == 'host':
         for name, _, kinds in table:
             args = ', '.join({'m': 'a[%d].base, a[%d].at', 'u': 'a[%d].u32', 'f': 'a[%d].f32'}[k].replace('%d', str(i))
@@ -74,7 +81,7 @@ def main():
         lines += ['    {"%s", "%s", call_%s},' % (name, kinds, name) for name, _, kinds in table]
     else:
         for stem, parts in texts:
-            lines.append('static const char *const parts_%s[] = {%s};' % (stem, ', '.join('text_' + p for p in parts)))
+            lines.append('static const char *const parts_%s[] = {%s};' % (stem, ', '.join(parts)))
         lines.append('static const struct kernel_text {\n    const char *name;\n    const char *const *parts;\n    unsigned n_parts;\n'
                      '} kernel_texts[] = {')
         lines += ['    {"%s", parts_%s, %d},' % (stem, stem, len(parts)) for stem, parts in texts]

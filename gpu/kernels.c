@@ -180,32 +180,29 @@ void yk_k_call_attention_join(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_at
     cost(c, values * 4, values * 2);
 }
 
+/* By type: name of "matvec_TYPE" and "embed_TYPE". */
+#define NAMES(type, name) [YK_TYPE_##type] = {"matvec_" name, "embed_" name}
+static const struct {
+    const char *matvec, *embed;
+} by_type[] = {
+    NAMES(F32, "f32"),   NAMES(F16, "f16"),       NAMES(BF16, "bf16"),     NAMES(Q4_0, "q4_0"),
+    NAMES(Q4_1, "q4_1"), NAMES(Q5_0, "q5_0"),     NAMES(Q5_1, "q5_1"),     NAMES(Q8_0, "q8_0"),
+    NAMES(Q2_K, "q2_k"), NAMES(Q3_K, "q3_k"),     NAMES(Q4_K, "q4_k"),     NAMES(Q5_K, "q5_k"),
+    NAMES(Q6_K, "q6_k"), NAMES(IQ4_NL, "iq4_nl"), NAMES(IQ4_XS, "iq4_xs"), NAMES(MXFP4, "mxfp4"),
+};
+#undef NAMES
+
+enum { N_BY_TYPE = sizeof by_type / sizeof *by_type };
+
 const char *yk_k_matvec_name(yk_type type)
 {
-    switch (type) {
-    case YK_TYPE_F32:
-        return "matvec_f32";
-    case YK_TYPE_F16:
-        return "matvec_f16";
-    case YK_TYPE_Q4_0:
-        return "matvec_q4_0";
-    case YK_TYPE_Q8_0:
-        return "matvec_q8_0";
-    case YK_TYPE_Q4_K:
-        return "matvec_q4_k";
-    case YK_TYPE_Q5_K:
-        return "matvec_q5_k";
-    case YK_TYPE_Q6_K:
-        return "matvec_q6_k";
-    default:
-        return NULL;
-    }
+    return (uint32_t)type < N_BY_TYPE ? by_type[type].matvec : NULL;
 }
 
 void yk_k_call_matvec(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_matvec *a)
 {
     uint64_t row_bytes = 0;
-    const bool rounded = a->type != YK_TYPE_F32 && a->type != YK_TYPE_F16;
+    const bool rounded = yk_type_get(a->type)->quantised;
     yk_type_row_bytes(a->type, a->n_cols, &row_bytes);
     begin(c, kernel, ceil_div(a->n_rows, PANEL_ROWS), ceil_div(a->n, PASS_TOKENS), 1);
     mem(c, a->w);
@@ -259,24 +256,7 @@ void yk_k_call_route(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_route *a)
 
 const char *yk_k_embed_name(yk_type type)
 {
-    switch (type) {
-    case YK_TYPE_F32:
-        return "embed_f32";
-    case YK_TYPE_F16:
-        return "embed_f16";
-    case YK_TYPE_Q4_0:
-        return "embed_q4_0";
-    case YK_TYPE_Q8_0:
-        return "embed_q8_0";
-    case YK_TYPE_Q4_K:
-        return "embed_q4_k";
-    case YK_TYPE_Q5_K:
-        return "embed_q5_k";
-    case YK_TYPE_Q6_K:
-        return "embed_q6_k";
-    default:
-        return NULL;
-    }
+    return (uint32_t)type < N_BY_TYPE ? by_type[type].embed : NULL;
 }
 
 void yk_k_call_embed(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_embed *a)

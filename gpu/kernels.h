@@ -115,7 +115,7 @@ typedef struct yk_k_attention {
 void yk_k_call_attention(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attention *a);
 void yk_k_call_attention_join(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attention *a);
 
-/* "matvec_TYPE" by type: F32 F16 Q4_0 Q8_0 Q4_K Q5_K Q6_K; NULL for others. */
+/* "matvec_TYPE" by type; NULL for types that are no weights. */
 const char *yk_k_matvec_name(yk_type type);
 
 /* y[y_rows[t]][r] = or += weights[t] * (w[r] . x[rows[t]] + bias[r]), r < n_rows.
@@ -128,7 +128,7 @@ const char *yk_k_matvec_name(yk_type type);
 typedef struct yk_k_matvec {
     yk_type type;
     yk_gpu_mem w;
-    yk_gpu_mem x;               /* F32, F16: f32 activations */
+    yk_gpu_mem x;               /* F32, F16, BF16: f32 activations */
     yk_k_q8 q8;                 /* other types */
     yk_gpu_mem rows;            /* optional u32 [n] */
     yk_gpu_mem bias;            /* optional f32 [n_rows] */

@@ -22,8 +22,10 @@ enum { MAX_COLS = 1536, MAX_ROWS = 96, MAX_TOKENS = 20 };
 static yk_rig rig;
 static const yk_ops *ops;
 
-static const yk_type types[] = {YK_TYPE_F32, YK_TYPE_F16, YK_TYPE_Q4_0, YK_TYPE_Q8_0, YK_TYPE_Q4_K, YK_TYPE_Q5_K, YK_TYPE_Q6_K};
-enum { N_TYPES = sizeof types / sizeof *types };
+static const yk_type types[] = {YK_TYPE_F32,  YK_TYPE_F16,    YK_TYPE_BF16,   YK_TYPE_Q4_0, YK_TYPE_Q4_1, YK_TYPE_Q5_0,
+                                YK_TYPE_Q5_1, YK_TYPE_Q8_0,   YK_TYPE_Q2_K,   YK_TYPE_Q3_K, YK_TYPE_Q4_K, YK_TYPE_Q5_K,
+                                YK_TYPE_Q6_K, YK_TYPE_IQ4_NL, YK_TYPE_IQ4_XS, YK_TYPE_MXFP4};
+enum { N_TYPES = sizeof types / sizeof *types, N_FLOAT_TYPES = 3 };
 
 /* A matrix in file layout, its values, its panels (rows padded with zero rows). */
 typedef struct matrix {
@@ -56,6 +58,26 @@ static void random_row(yk_type type, uint8_t *row, uint64_t bytes)
         for (uint64_t i = 0; i < bytes; i += 2)
             put_half(row + i);
         break;
+    case YK_TYPE_BF16:
+        for (uint64_t i = 0; i < bytes; i += 2) {
+            const uint16_t top = (uint16_t)(yk_f32_bits(yk_rig_float(&rig)) >> 16);
+            memcpy(row + i, &top, 2);
+        }
+        break;
+    case YK_TYPE_MXFP4: /* exponents */
+        for (uint64_t i = 0; i < bytes; i += 17)
+            row[i] = (uint8_t)(120 + yk_rig_below(&rig, 8));
+        break;
+    case YK_TYPE_Q2_K:
+        for (uint64_t i = 0; i < bytes; i += 84)
+            put_half(row + i + 80), put_half(row + i + 82);
+        break;
+    case YK_TYPE_Q3_K:
+        for (uint64_t i = 0; i < bytes; i += 110)
+            put_half(row + i + 108);
+        break;
+    case YK_TYPE_Q4_1:
+    case YK_TYPE_Q5_1:
     case YK_TYPE_Q4_K:
     case YK_TYPE_Q5_K:
         for (uint64_t i = 0; i < bytes; i += yk_type_get(type)->block_bytes)
@@ -130,7 +152,7 @@ static void acts_free(acts *a)
 
 static bool is_rounded(yk_type t)
 {
-    return t != YK_TYPE_F32 && t != YK_TYPE_F16;
+    return yk_type_get(t)->quantised;
 }
 
 static void acts_put(const acts *a, yk_k_matvec *mv)
@@ -260,7 +282,7 @@ static void test_odd_floats(void **state)
 {
     (void)state;
     static const uint32_t cols[] = {1, 31, 33, 257, 300};
-    for (uint32_t ty = 0; ty < 2; ty++) {
+    for (uint32_t ty = 0; ty < N_FLOAT_TYPES; ty++) {
         for (uint32_t i = 0; i < 5; i++) {
             matrix m = matrix_new(types[ty], 19, cols[i]);
             acts a = acts_new(3, cols[i]);

@@ -19,10 +19,51 @@
         }                                                                                                                             \
     }
 
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_F32
 YK_KERNEL(embed_f32)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_F32) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_F16
 YK_KERNEL(embed_f16)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_F16) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_BF16
+YK_KERNEL(embed_bf16)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_BF16) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q4_0
 YK_KERNEL(embed_q4_0)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q4_0) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q4_1
+YK_KERNEL(embed_q4_1)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q4_1) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q5_0
+YK_KERNEL(embed_q5_0)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q5_0) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q5_1
+YK_KERNEL(embed_q5_1)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q5_1) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q8_0
 YK_KERNEL(embed_q8_0)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q8_0) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q2_K
+YK_KERNEL(embed_q2_k)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q2_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q3_K
+YK_KERNEL(embed_q3_k)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q3_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q4_K
 YK_KERNEL(embed_q4_k)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q4_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q5_K
 YK_KERNEL(embed_q5_k)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q5_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q6_K
 YK_KERNEL(embed_q6_k)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_Q6_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_IQ4_NL
+YK_KERNEL(embed_iq4_nl)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_IQ4_NL) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_IQ4_XS
+YK_KERNEL(embed_iq4_xs)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_IQ4_XS) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_MXFP4
+YK_KERNEL(embed_mxfp4)(YK_EMBED_ARGS) { YK_EMBED_BODY(YK_W_MXFP4) }
+#endif

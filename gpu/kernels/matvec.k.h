@@ -31,8 +31,11 @@ YK_FN void yk_mv_rounded(const u32 type, const yk_mv *m, const u32 nt, const u32
     const u32 r = i % 16u, n_blocks = m->n_cols / 32u;
     for (u32 b = i / 16u; b < n_blocks; b += YK_MV_PARTS) {
         u32 c[8];
-        f32 s[3] = {0.0f, 0.0f, 0.0f};
-        yk_tile_codes(type, m->panel + (u64)(b / 8u) * m->col_stride, yk_min(8u, n_blocks - b / 8u * 8u), b % 8u, r, c, s);
+        f32 s[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        YK_GLOBAL const u8 *tile = m->panel + (u64)(b / 8u) * m->col_stride;
+        const u32 blocks = yk_min(8u, n_blocks - b / 8u * 8u); /* of this tile */
+        yk_tile_codes(type, tile, blocks, b % 8u, r, c);
+        yk_tile_scales(type, tile, blocks, b % 8u, r, s);
         YK_UNROLL
         for (u32 k = 0; k < nt; k++) {
             const u64 at = (u64)yk_mv_row(m, k) * m->x_stride + b;
@@ -69,7 +72,7 @@ YK_FN void yk_mv_part(const u32 type, const yk_mv *m, const u32 nt, const u32 i,
     YK_UNROLL
     for (u32 k = 0; k < nt; k++)
         acc[k] = 0.0f;
-    if (type == YK_W_F32 || type == YK_W_F16)
+    if (yk_is_float_type(type))
         yk_mv_float(type, m, nt, i, acc);
     else
         yk_mv_rounded(type, m, nt, i, acc);
@@ -154,10 +157,51 @@ YK_FN void yk_mv_group(const u32 type, const yk_mv *m, const yk_mv_out *o, YK_LO
     o.flags = flags;                                                                                                                  \
     yk_mv_group(type, &m, &o, part);
 
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_F32
 YK_KERNEL(matvec_f32)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_F32) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_F16
 YK_KERNEL(matvec_f16)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_F16) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_BF16
+YK_KERNEL(matvec_bf16)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_BF16) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q4_0
 YK_KERNEL(matvec_q4_0)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q4_0) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q4_1
+YK_KERNEL(matvec_q4_1)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q4_1) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q5_0
+YK_KERNEL(matvec_q5_0)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q5_0) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q5_1
+YK_KERNEL(matvec_q5_1)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q5_1) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q8_0
 YK_KERNEL(matvec_q8_0)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q8_0) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q2_K
+YK_KERNEL(matvec_q2_k)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q2_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q3_K
+YK_KERNEL(matvec_q3_k)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q3_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q4_K
 YK_KERNEL(matvec_q4_k)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q4_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q5_K
 YK_KERNEL(matvec_q5_k)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q5_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_Q6_K
 YK_KERNEL(matvec_q6_k)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_Q6_K) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_IQ4_NL
+YK_KERNEL(matvec_iq4_nl)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_IQ4_NL) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_IQ4_XS
+YK_KERNEL(matvec_iq4_xs)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_IQ4_XS) }
+#endif
+#if YK_ONLY == YK_W_ALL || YK_ONLY == YK_W_MXFP4
+YK_KERNEL(matvec_mxfp4)(YK_MATVEC_ARGS) { YK_MATVEC_BODY(YK_W_MXFP4) }
+#endif
