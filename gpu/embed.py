@@ -12,19 +12,20 @@ import re
 import sys
 
 
-def expand(text):
-    """Argument lists that several kernels share are macros named ..._ARGS."""
-    macros = dict(re.findall(r'#define (\w+_ARGS)((?:[^\n]*\\\n)*[^\n]*)', text))
+def expand(text, macros):
+    """Argument lists that several kernels share are macros named ..._ARGS, of this file or one before it."""
+    macros.update(re.findall(r'#define (\w+_ARGS)((?:[^\n]*\\\n)*[^\n]*)', text))
     for name, value in macros.items():
         text = re.sub(r'\(%s\)' % name, lambda m: '(' + value.replace('\\\n', ' ') + ')', text)
     return text
 
 
-def kernels(text):
+def kernels(text, macros):
     """(name, kinds) of each kernel in a file."""
     found = []
-    for m in re.finditer(r'^YK_KERNEL\((\w+)\)\(', expand(text), re.M):
-        rest = expand(text)[m.end():]
+    text = expand(text, macros)
+    for m in re.finditer(r'^YK_KERNEL\((\w+)\)\(', text, re.M):
+        rest = text[m.end():]
         depth = 1
         for i, c in enumerate(rest):
             depth += (c == '(') - (c == ')')
@@ -51,12 +52,12 @@ def quoted(text):
 def main():
     form, out, files = sys.argv[1], sys.argv[2], sys.argv[3:]
     lines = ['/* Made by gpu/embed.py from the kernel texts. */']
-    table, texts, common = [], [], []
+    table, texts, common, macros = [], [], [], {}
     for path in files:
         with open(path, encoding='utf-8') as f:
             text = f.read()
         stem = os.path.basename(path).split('.')[0]
-        own = kernels(text)
+        own = kernels(text, macros)
         if form == 'host':
             lines.append('#include "gpu/kernels/%s"' % os.path.basename(path))
         else:

@@ -1,7 +1,7 @@
 #include "gpu/kernels.h"
 
 /* Columns a group of each kernel takes: gpu/kernels. */
-enum { STAGE_COLS = 2048, MOVE_COLS = 1024, EMBED_COLS = 256, PANEL_ROWS = 16, PASS_TOKENS = 8 };
+enum { STAGE_COLS = 2048, MOVE_COLS = 1024, EMBED_COLS = 256, PANEL_ROWS = 16, PASS_TOKENS = 8, WIDE_TOKENS = 64 };
 
 static uint32_t ceil_div(uint32_t a, uint32_t b)
 {
@@ -180,10 +180,10 @@ void yk_k_call_attention_join(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_at
     cost(c, values * 4, values * 2);
 }
 
-/* By type: name of "matvec_TYPE" and "embed_TYPE". */
-#define NAMES(type, name) [YK_TYPE_##type] = {"matvec_" name, "embed_" name}
+/* By type: names of "matvec_TYPE", "matmul_TYPE" and "embed_TYPE". */
+#define NAMES(type, name) [YK_TYPE_##type] = {"matvec_" name, "matmul_" name, "embed_" name}
 static const struct {
-    const char *matvec, *embed;
+    const char *matvec, *matmul, *embed;
 } by_type[] = {
     NAMES(F32, "f32"),   NAMES(F16, "f16"),       NAMES(BF16, "bf16"),     NAMES(Q4_0, "q4_0"),
     NAMES(Q4_1, "q4_1"), NAMES(Q5_0, "q5_0"),     NAMES(Q5_1, "q5_1"),     NAMES(Q8_0, "q8_0"),
@@ -194,9 +194,22 @@ static const struct {
 
 enum { N_BY_TYPE = sizeof by_type / sizeof *by_type };
 
-const char *yk_k_matvec_name(yk_type type)
+/* From how many tokens on 64 of them in a group are faster than two passes of eight: weights count more than idle lanes. */
+bool yk_k_matvec_wide(uint32_t n)
 {
-    return (uint32_t)type < N_BY_TYPE ? by_type[type].matvec : NULL;
+    return n > 2 * PASS_TOKENS;
+}
+
+static uint32_t tokens_of_group(uint32_t n)
+{
+    return yk_k_matvec_wide(n) ? WIDE_TOKENS : PASS_TOKENS;
+}
+
+const char *yk_k_matvec_name(yk_type type, uint32_t n)
+{
+    if ((uint32_t)type >= N_BY_TYPE)
+        return NULL;
+    return yk_k_matvec_wide(n) ? by_type[type].matmul : by_type[type].matvec;
 }
 
 void yk_k_call_matvec(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_matvec *a)
@@ -204,7 +217,7 @@ void yk_k_call_matvec(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_matvec *a)
     uint64_t row_bytes = 0;
     const bool rounded = yk_type_get(a->type)->quantised;
     yk_type_row_bytes(a->type, a->n_cols, &row_bytes);
-    begin(c, kernel, ceil_div(a->n_rows, PANEL_ROWS), ceil_div(a->n, PASS_TOKENS), 1);
+    begin(c, kernel, ceil_div(a->n_rows, PANEL_ROWS), ceil_div(a->n, tokens_of_group(a->n)), 1);
     mem(c, a->w);
     mem(c, rounded ? a->q8.q : a->x);
     mem(c, a->q8.scale);
@@ -224,7 +237,7 @@ void yk_k_call_matvec(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_matvec *a)
     num(c, a->group_panels ? a->group_panels : UINT32_MAX);
     num(c, a->group_panels ? a->group_bytes : 0);
     num(c, a->add ? 1u : 0u);
-    cost(c, row_bytes * a->n_rows * ceil_div(a->n, PASS_TOKENS), (uint64_t)a->n * a->n_rows * a->n_cols * 2);
+    cost(c, row_bytes * a->n_rows * ceil_div(a->n, tokens_of_group(a->n)), (uint64_t)a->n * a->n_rows * a->n_cols * 2);
 }
 
 void yk_k_call_rowmat(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rowmat *a)

@@ -115,8 +115,9 @@ typedef struct yk_k_attention {
 void yk_k_call_attention(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attention *a);
 void yk_k_call_attention_join(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attention *a);
 
-/* "matvec_TYPE" by type; NULL for types that are no weights. */
-const char *yk_k_matvec_name(yk_type type);
+/* The kernel for n tokens: "matvec_TYPE" or, for many, "matmul_TYPE"; both have the same bits. NULL for types that are no weights. */
+const char *yk_k_matvec_name(yk_type type, uint32_t n);
+bool yk_k_matvec_wide(uint32_t n); /* is it "matmul_TYPE"? */
 
 /* y[y_rows[t]][r] = or += weights[t] * (w[r] . x[rows[t]] + bias[r]), r < n_rows.
  *
@@ -139,6 +140,7 @@ typedef struct yk_k_matvec {
     uint32_t y_stride, panel_bytes, tile_bytes, group_panels, group_bytes;
     bool add;
 } yk_k_matvec;
+/* kernel: that of yk_k_matvec_name for type and n. */
 void yk_k_call_matvec(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_matvec *a);
 
 /* "rowmat": y[t][r] = w[r] . x[t] + bias[r] for a plain row-major matrix [n_rows][n_cols] of F32, F16 or BF16 (router, shared

@@ -37,7 +37,7 @@ typedef struct bench {
     yk_gpu_event *event[N_STREAMS][2];
     yk_gpu_mem weights, x, y, pos, table;
     yk_k_q8 q8;
-    yk_gpu_kernel *kernel[YK_TYPE_LIMIT], *attention, *sigmoid;
+    yk_gpu_kernel *kernel[2][YK_TYPE_LIMIT], *attention, *sigmoid; /* products: for few and for many tokens */
     uint64_t weight_bytes, host_bytes;
     uint8_t *pinned, *pageable; /* pinned NULL: the device locks no memory */
     uint32_t depth;             /* in pos */
@@ -116,7 +116,7 @@ static void make_product(const bench *b, yk_type type, uint32_t n_tokens, double
                            .y_stride = rows,
                            .panel_bytes = (uint32_t)panel,
                            .tile_bytes = yk_tile_bytes(type, YK_TILE_COLS)};
-    yk_k_call_matvec(&w->call, b->kernel[type], &a);
+    yk_k_call_matvec(&w->call, b->kernel[yk_k_matvec_wide(n_tokens)][type], &a);
     w->x = (double)(panels * panel);
 }
 
@@ -456,7 +456,7 @@ static yk_status overlap(bench *b, double want_ns)
     const uint64_t bytes = b->host_bytes < 4 * MIB ? b->host_bytes : 4 * MIB, begin = yk_now_ns();
     const yk_rates *cpu = &b->r->m->rates;
     cpu_work c = {.cpu = b->r->cpu, .type = fastest(cpu, NULL)};
-    const yk_type type = fastest(&b->d->rates, b->kernel);
+    const yk_type type = fastest(&b->d->rates, b->kernel[0]);
     work w;
     factors f = {0};
     train up = {.s = UP, .host = b->pinned ? b->pinned : b->pageable, .bytes = bytes}, gpu = {.s = COMPUTE, .w = &w};
@@ -496,7 +496,7 @@ static bool add_products(bench *b)
 {
     const bool *types = b->r->o->types;
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
-        for (uint32_t i = 0; i < YK_FIT_TOKENS && b->kernel[t]; i++) {
+        for (uint32_t i = 0; i < YK_FIT_TOKENS && b->kernel[0][t]; i++) {
             char name[32];
             const double unit = 3 * 256.0 / YK_TILE_ROWS * (double)yk_panel_bytes((yk_type)t, YK_PROFILE_COLS);
             if (!yk_profile_wants(b->r->o, yk_fit_tokens(i)))
@@ -674,10 +674,13 @@ static yk_status find_kernels(bench *b)
 {
     bool any = false;
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
-        any |= b->r->o->types[t] && yk_k_matvec_name((yk_type)t) && yk_pack_has((yk_type)t);
+        any |= b->r->o->types[t] && yk_k_matvec_name((yk_type)t, 1) && yk_pack_has((yk_type)t);
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
-        if ((any ? b->r->o->types[t] : t == YK_TYPE_Q8_0) && yk_k_matvec_name((yk_type)t) && yk_pack_has((yk_type)t))
-            GPU(kernel_get(b->gpu, yk_k_matvec_name((yk_type)t), &b->kernel[t]), yk_k_matvec_name((yk_type)t));
+        for (int many = 0; (any ? b->r->o->types[t] : t == YK_TYPE_Q8_0) && many < 2; many++) {
+            const char *name = yk_k_matvec_name((yk_type)t, many ? yk_fit_tokens(YK_FIT_TOKENS - 1) : 1);
+            if (name && yk_pack_has((yk_type)t))
+                GPU(kernel_get(b->gpu, name, &b->kernel[many][t]), name);
+        }
     GPU(kernel_get(b->gpu, "attention", &b->attention), "attention");
     GPU(kernel_get(b->gpu, "sigmoid", &b->sigmoid), "sigmoid");
     return YK_OK;

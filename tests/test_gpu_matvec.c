@@ -17,7 +17,7 @@
 #include "tests/gpu_rig.h"
 #include "tests/tolerance.h"
 
-enum { MAX_COLS = 1536, MAX_ROWS = 96, MAX_TOKENS = 20 };
+enum { MAX_COLS = 1536, MAX_ROWS = 96, MAX_TOKENS = 72 };
 
 static yk_rig rig;
 static const yk_ops *ops;
@@ -215,7 +215,7 @@ static void run_case(const matrix *m, const acts *a, yk_k_matvec *mv, uint32_t n
     if (flags & Y_ROWS)
         mv->y_rows = yk_rig_in(&rig, out, n * 4);
     yk_k_call c;
-    yk_k_call_matvec(&c, yk_rig_kernel(&rig, yk_k_matvec_name(m->type)), mv);
+    yk_k_call_matvec(&c, yk_rig_kernel(&rig, yk_k_matvec_name(m->type, n)), mv);
     yk_rig_run(&rig, &c, 1);
     ops->matmul[m->type](&(yk_matmul){.w = m->file,
                                       .row_bytes = m->row_bytes,
@@ -255,7 +255,7 @@ static void test_matvec(void **state)
     (void)state;
     static const uint32_t rows[] = {1, 16, 40};
     static const uint32_t cols[] = {32, 256, 288, 1024};
-    static const uint32_t tokens[] = {1, 2, 8, 9, 20};
+    static const uint32_t tokens[] = {1, 2, 8, 9, 20, 72};
     for (uint32_t ty = 0; ty < N_TYPES; ty++) {
         for (uint32_t i = 0; i < 3 * 4; i++) {
             const uint32_t n_cols = cols[i % 4];
@@ -263,7 +263,7 @@ static void test_matvec(void **state)
                 continue;
             matrix m = matrix_new(types[ty], rows[i / 4], n_cols);
             acts a = acts_new(MAX_TOKENS, n_cols);
-            for (uint32_t k = 0; k < 5; k++) {
+            for (uint32_t k = 0; k < 6; k++) {
                 const uint32_t flags = yk_rig_below(&rig, 32);
                 yk_rig_case(&rig, "matvec %s %ux%u n=%u flags=%u", yk_type_get(types[ty])->name, m.n_rows, n_cols, tokens[k],
                             flags);
@@ -299,13 +299,14 @@ static void test_odd_floats(void **state)
 /* The result of a token does not depend on how many are computed with it. */
 static void test_alone(void **state)
 {
+    enum { ALL = 20 };
     (void)state;
     for (uint32_t ty = 0; ty < N_TYPES; ty++) {
         matrix m = matrix_new(types[ty], 32, 512);
-        acts a = acts_new(9, 512);
-        float alone[9][32];
-        for (uint32_t n = 1; n <= 10; n++) { /* 1 .. 9: token n - 1 alone; 10: all nine */
-            const uint32_t one = n - 1, count = n == 10 ? 9 : 1;
+        acts a = acts_new(ALL, 512);
+        float alone[ALL][32];
+        for (uint32_t n = 1; n <= ALL + 2; n++) { /* token n - 1 alone; then nine and all */
+            const uint32_t one = n - 1, count = n <= ALL ? 1 : n == ALL + 1 ? 9 : ALL;
             yk_rig_case(&rig, "matvec %s, token %u alone", yk_type_get(types[ty])->name, one);
             yk_k_matvec mv = {.type = types[ty],
                               .n = count,
@@ -316,16 +317,16 @@ static void test_alone(void **state)
                               .tile_bytes = m.tile_bytes};
             acts_put(&a, &mv);
             mv.w = yk_rig_in(&rig, m.packed, m.n_panels * m.panel_bytes);
-            if (n < 10)
+            if (n <= ALL)
                 mv.rows = yk_rig_in(&rig, &one, 4);
             mv.y = yk_rig_out(&rig, NULL, (uint64_t)count * 32 * 4);
             yk_k_call c;
-            yk_k_call_matvec(&c, yk_rig_kernel(&rig, yk_k_matvec_name(types[ty])), &mv);
+            yk_k_call_matvec(&c, yk_rig_kernel(&rig, yk_k_matvec_name(types[ty], count)), &mv);
             yk_rig_run(&rig, &c, 1);
-            if (n < 10)
+            if (n <= ALL)
                 memcpy(alone[one], yk_rig_got(&rig, mv.y), sizeof alone[one]);
             else
-                assert_memory_equal(yk_rig_got(&rig, mv.y), alone, sizeof alone);
+                assert_memory_equal(yk_rig_got(&rig, mv.y), alone, count * sizeof alone[one]);
         }
         acts_free(&a);
         matrix_free(&m);

@@ -4,5 +4,7 @@
 #include "gpu/kernels/attention.k.h"
 #include "gpu/kernels/route.k.h"
 #include "gpu/kernels/tile.k.h"
+#include "gpu/kernels/product.k.h"
 #include "gpu/kernels/matvec.k.h"
+#include "gpu/kernels/matmul.k.h"
 #include "gpu/kernels/embed.k.h"

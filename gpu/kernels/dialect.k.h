@@ -8,6 +8,8 @@
  * Memory comes as base and byte offset, so that one reservation holds many things: YK_IN(x) and YK_OUT(x) declare the pair, YK_CPTR(type, x)
  * and YK_PTR(type, x) make the pointer; it is null when the caller gave no memory.
  *
+ * yk_load4 reads four words from a multiple of 16 bytes.
+ *
  * The order of f32 operations is that of the text: contraction is off (CUDA: -fmad=false), sums run in one fixed order. */
 #ifndef YK_DIALECT_K_H
 #define YK_DIALECT_K_H
@@ -46,10 +48,23 @@ typedef float f32;
 #define yk_fma(a, b, c) fma(a, b, c)
 #define yk_sqrt(x) sqrt(x)
 #define yk_abs(x) fabs(x)
+#ifdef YK_ROLLED /* a CPU: private arrays are memory, and compilers take long over unrolled work-items */
+#define YK_UNROLL
+#else
 #define YK_UNROLL _Pragma("unroll")
+#endif
 
 YK_FN f32 yk_load_half(YK_GLOBAL const u16 *p, const u64 i) { return vload_half(i, (YK_GLOBAL const half *)p); }
 YK_FN void yk_store_half(YK_GLOBAL u16 *p, const u64 i, const f32 v) { vstore_half_rte(v, i, (YK_GLOBAL half *)p); }
+
+YK_FN void yk_load4(YK_GLOBAL const u32 *p, u32 *v)
+{
+    const uint4 w = *(YK_GLOBAL const uint4 *)p;
+    v[0] = w.x;
+    v[1] = w.y;
+    v[2] = w.z;
+    v[3] = w.w;
+}
 
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
 {
@@ -90,6 +105,14 @@ typedef float f32;
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return __half2float(__ushort_as_half(p[i])); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = __half_as_ushort(__float2half_rn(v)); }
+YK_FN void yk_load4(const u32 *p, u32 *v)
+{
+    const uint4 w = *(const uint4 *)p;
+    v[0] = w.x;
+    v[1] = w.y;
+    v[2] = w.z;
+    v[3] = w.w;
+}
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c) { return __dp4a((i32)a, (i32)b, c); }
 
 #else /* ---------------------------------------------------------------------------------------------------------------- host */
@@ -132,6 +155,8 @@ static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_group
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return yk_f16_to_f32(p[i]); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = yk_f32_to_f16(v); }
+
+YK_FN void yk_load4(const u32 *p, u32 *v) { memcpy(v, p, 16); }
 
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
 {

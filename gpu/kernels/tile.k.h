@@ -161,8 +161,8 @@ YK_FN void yk_tile_scales(const u32 type, YK_GLOBAL const u8 *tile, const u32 n_
     }
 }
 
-/* The block's product with rounded activations q[32] and their half sums; the order of operations is that of the CPU's matmul. */
-YK_FN f32 yk_tile_dot(const u32 type, const u32 *c, const f32 *s, YK_GLOBAL const u32 *q, YK_GLOBAL const i16 *sum)
+/* The block's product with rounded activations (32 bytes in q[8], sums of both halves); the order of operations is that of the CPU's matmul. */
+YK_FN f32 yk_tile_dot(const u32 type, const u32 *c, const f32 *s, const u32 *q, const i32 *sum)
 {
     const i32 offset = yk_code_offset(type);
     i32 lo = 0, hi = 0;
@@ -172,12 +172,12 @@ YK_FN f32 yk_tile_dot(const u32 type, const u32 *c, const f32 *s, YK_GLOBAL cons
         hi = yk_dp4a(c[g + 4], q[g + 4], hi);
     }
     if (yk_has_halves(type)) {
-        const f32 v = s[0] * (f32)(lo - offset * (i32)sum[0]) + s[1] * (f32)(hi - offset * (i32)sum[1]);
+        const f32 v = s[0] * (f32)(lo - offset * sum[0]) + s[1] * (f32)(hi - offset * sum[1]);
         return type == YK_W_Q2_K ? v - (s[2] * (f32)sum[0] + s[3] * (f32)sum[1]) : v;
     }
     if (type == YK_W_Q4_K || type == YK_W_Q5_K || yk_has_block_min(type))
-        return s[0] * (f32)(lo + hi) - s[2] * (f32)((i32)sum[0] + (i32)sum[1]);
-    return s[0] * (f32)(offset ? lo + hi - offset * ((i32)sum[0] + (i32)sum[1]) : lo + hi);
+        return s[0] * (f32)(lo + hi) - s[2] * (f32)(sum[0] + sum[1]);
+    return s[0] * (f32)(offset ? lo + hi - offset * (sum[0] + sum[1]) : lo + hi);
 }
 
 /* Weight (row r, column k) of an f16 or f32 tile: [k][16 rows]; bf16: [k/2][16 rows][2 k]. */

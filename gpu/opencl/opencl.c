@@ -203,6 +203,9 @@ static yk_status opencl_open(yk_gpu **out, uint32_t index, uint64_t budget_bytes
     *g = (yk_gpu){.device = devices[index], .budget = {.limit = budget_bytes}};
     pthread_mutex_init(&g->box_lock, NULL);
     g->max_alloc = number(g->device, CL_DEVICE_MAX_MEM_ALLOC_SIZE);
+    cl_device_type kind = 0;
+    clGetDeviceInfo(g->device, CL_DEVICE_TYPE, sizeof kind, &kind, NULL);
+    g->is_cpu = kind & CL_DEVICE_TYPE_CPU;
     g->exact_division = number(g->device, CL_DEVICE_SINGLE_FP_CONFIG) & CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT;
     g->programs = yk_module_host->alloc(yk_cl_n_texts() * sizeof *g->programs);
     g->kernels = yk_module_host->alloc(yk_cl_n_kernels() * sizeof *g->kernels);

@@ -61,6 +61,7 @@ struct yk_gpu {
     uint64_t max_alloc;
     int64_t clock_offset; /* host clock - device clock, ns */
     bool exact_division;  /* the compiler takes the option for correctly rounded division */
+    bool is_cpu;
     yk_cl_mem *mems;
     yk_cl_pinned *pinned;
     struct yk_gpu_stream *streams;

@@ -154,7 +154,9 @@ static cl_program from_cache(yk_gpu *g, const uint64_t key[2], const char *optio
 static yk_status program_get(yk_gpu *g, uint32_t text)
 {
     const struct kernel_text *t = &kernel_texts[text];
-    const char *options = g->exact_division ? "-cl-std=CL1.2 -cl-fp32-correctly-rounded-divide-sqrt" : "-cl-std=CL1.2";
+    char options[96];
+    snprintf(options, sizeof options, "-cl-std=CL1.2%s%s", g->exact_division ? " -cl-fp32-correctly-rounded-divide-sqrt" : "",
+             g->is_cpu ? " -DYK_ROLLED" : "");
     uint64_t key[2];
     cache_key(g, text, options, key);
     g->programs[text] = from_cache(g, key, options);

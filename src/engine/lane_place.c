@@ -55,7 +55,7 @@ static yk_status pack_room(placer *p, uint64_t bytes)
 
 static yk_status need_packed(const placer *p, const yk_weight *w, const char *what, uint32_t layer)
 {
-    YK_FAIL_IF(!yk_pack_has(w->type) || !yk_k_matvec_name(w->type), p->err, YK_ERR_INPUT,
+    YK_FAIL_IF(!yk_pack_has(w->type) || !yk_k_matvec_name(w->type, 1), p->err, YK_ERR_INPUT,
                "plan.layers[%u]: %s is of type %s, which %s cannot compute; keep it on the host", layer, what,
                yk_type_get(w->type)->name, p->l->name);
     return YK_OK;
@@ -469,7 +469,7 @@ bool yk_place_can(yk_type type, bool plain)
 {
     if (plain)
         return type == YK_TYPE_F32 || type == YK_TYPE_F16 || type == YK_TYPE_BF16;
-    return yk_pack_has(type) && yk_k_matvec_name(type);
+    return yk_pack_has(type) && yk_k_matvec_name(type, 1);
 }
 
 void yk_places_close(yk_layer_place **places, uint32_t n_layers, uint32_t n_parts)

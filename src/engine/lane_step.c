@@ -175,7 +175,7 @@ static yk_status multiply(run *r, const product *p)
                            .y_stride = p->y_stride,
                            .panel_bytes = (uint32_t)p->mat->panel_bytes,
                            .tile_bytes = yk_tile_bytes(p->w->type, p->w->n_cols < YK_TILE_COLS ? p->w->n_cols : YK_TILE_COLS)};
-    LAUNCH(yk_k_matvec_name(p->w->type), yk_k_call_matvec, &m);
+    LAUNCH(yk_k_matvec_name(p->w->type, p->n), yk_k_call_matvec, &m);
     return YK_OK;
 }
 
@@ -353,7 +353,7 @@ static yk_status enqueue_attention(run *r, uint32_t layer)
     const bool q8 = yk_any_quantised((const yk_weight *const[]){&w->q, &w->k, &w->v}, 3);
     const bool ffn_q8 = yk_any_quantised(
         (const yk_weight *const[]){&w->gate, &w->up, w->moe ? &w->sh_gate : NULL, w->moe ? &w->sh_up : NULL}, 4);
-    yk_lane_mark *m = mark(r, l->compute, (task){YK_TRACE_GPU, "attention", yk_k_matvec_name(w->q.type), layer});
+    yk_lane_mark *m = mark(r, l->compute, (task){YK_TRACE_GPU, "attention", yk_k_matvec_name(w->q.type, r->n), layer});
     YK_TRY(take_pending(r, pl->attn_norm, pl->attn_norm_b, q8));
     YK_TRY(attend(r, layer));
     YK_TRY(add_norm(r, l->y_attn, (yk_gpu_mem){0}, pl->ffn_norm, pl->ffn_norm_b, ffn_q8));
@@ -481,7 +481,7 @@ static yk_status run_slab(run *r, const part_work *w, const yk_slab *s)
         mem = l->slot[slot];
     }
     yk_lane_mark *mk =
-        mark(r, l->compute, (task){YK_TRACE_GPU, s->host ? "ffn CG" : "ffn GG", yk_k_matvec_name(w->gate->type), w->layer});
+        mark(r, l->compute, (task){YK_TRACE_GPU, s->host ? "ffn CG" : "ffn GG", yk_k_matvec_name(w->gate->type, w->n), w->layer});
     const bool expert = w->gate == &e->model->layers[w->layer].gate;
     yk_k_matvec m = {.type = w->gate->type,
                      .w = mem,
@@ -499,12 +499,12 @@ static yk_status run_slab(run *r, const part_work *w, const yk_slab *s)
                      .tile_bytes = yk_tile_bytes(w->gate->type, d < YK_TILE_COLS ? d : YK_TILE_COLS),
                      .group_panels = s->n_units > 1 ? yk_ceil_div(s->unit, YK_TILE_ROWS) : 0,
                      .group_bytes = (uint32_t)s->unit_bytes};
-    LAUNCH(yk_k_matvec_name(m.type), yk_k_call_matvec, &m);
+    LAUNCH(yk_k_matvec_name(m.type, m.n), yk_k_call_matvec, &m);
     m.type = w->up->type, m.w = yk_mem_at(mem, s->up_at), m.y = l->ups;
     m.bias = expert ? bias_at(pl->up_b, (size_t)w->mat * w->up->n_rows + s->u0) : none;
     m.x_stride = yk_is_quantised(w->up) ? yk_ceil_div(d, 32) : e->d.n_in;
     m.tile_bytes = yk_tile_bytes(w->up->type, d < YK_TILE_COLS ? d : YK_TILE_COLS);
-    LAUNCH(yk_k_matvec_name(m.type), yk_k_call_matvec, &m);
+    LAUNCH(yk_k_matvec_name(m.type, m.n), yk_k_call_matvec, &m);
     const bool round = yk_is_quantised(w->down);
     const yk_k_glu g = {.gate = l->gate,
                         .up = l->ups,
@@ -534,7 +534,7 @@ static yk_status run_slab(run *r, const part_work *w, const yk_slab *s)
                               .panel_bytes = yk_tile_bytes(w->down->type, s->unit),
                               .tile_bytes = (uint32_t)s->unit_bytes,
                               .add = true};
-    LAUNCH(yk_k_matvec_name(down.type), yk_k_call_matvec, &down);
+    LAUNCH(yk_k_matvec_name(down.type, down.n), yk_k_call_matvec, &down);
     mark_end(r, l->compute, mk, 0);
     if (s->host)
         GPU(l->t->event_record(l->compute, l->ev[YK_EV_FREE + slot]), "an event");
@@ -791,7 +791,7 @@ static yk_status head_on_device(run *r)
     YK_TRY(take_pending(r, (yk_gpu_mem){0}, (yk_gpu_mem){0}, false));
     if (!s->n_logits)
         return YK_OK;
-    yk_lane_mark *mk = mark(r, l->compute, (task){YK_TRACE_GPU, "head", yk_k_matvec_name(m->output.type), NO_LAYER});
+    yk_lane_mark *mk = mark(r, l->compute, (task){YK_TRACE_GPU, "head", yk_k_matvec_name(m->output.type, s->n_logits), NO_LAYER});
     const yk_k_add_norm a = {.x = l->x,
                              .rows = l->logits_rows,
                              .w = l->output_norm,

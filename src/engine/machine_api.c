@@ -269,7 +269,7 @@ yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_e
 
 static bool on_devices(uint32_t type)
 {
-    return yk_pack_has((yk_type)type) && yk_k_matvec_name((yk_type)type);
+    return yk_pack_has((yk_type)type) && yk_k_matvec_name((yk_type)type, 1);
 }
 
 static bool covers(const yk_machine *m, const yk_profile_opts *need)
