@@ -113,11 +113,11 @@ static uint64_t hash_home(uint64_t h, const yk_plan *plan, int home)
     return hash_bytes(h, name, strlen(name) + 1);
 }
 
-static bool chunks_given(const yk_slice *s)
+static bool chunks_given(const uint8_t chunk[YK_N_CHUNKS])
 {
     bool any = false;
     for (int c = 0; c < YK_N_CHUNKS; c++)
-        any = any || s->chunk[c];
+        any = any || chunk[c];
     return any;
 }
 
@@ -128,13 +128,15 @@ void yk_plan_set_id(yk_plan *plan)
     for (uint32_t l = 0; l < plan->n_layers; l++) {
         const yk_plan_layer *y = &plan->layers[l];
         h = hash_home(h, plan, y->attn_home);
+        if (chunks_given(y->attn_chunk))
+            h = hash_bytes(hash_bytes(h, "attn_chunks", 11), y->attn_chunk, sizeof y->attn_chunk);
         for (uint32_t i = 0; i < y->n_slices; i++) {
             const yk_slice *s = &y->slices[i];
             const uint32_t place[] = {s->group, s->expert, s->unit0, s->units};
             h = hash_bytes(h, place, sizeof place);
             h = hash_home(h, plan, s->home);
             h = hash_bytes(h, s->kind, sizeof s->kind);
-            if (chunks_given(s)) /* plans without them keep the id they had before there were any */
+            if (chunks_given(s->chunk)) /* plans without them keep the id they had before there were any */
                 h = hash_bytes(h, s->chunk, sizeof s->chunk);
         }
         h = hash_bytes(h, "|", 1);
@@ -164,6 +166,7 @@ int yk_plan_cg_device(const yk_plan *plan, uint32_t layer)
     return home != YK_HOST ? home : plan->n_devices ? 0 : YK_HOST;
 }
 
+/* Of one layer. */
 static uint64_t kv_bytes(const yk_shape *shape, const yk_plan_limits *limits)
 {
     const uint64_t tokens = limits->kv_tokens ? limits->kv_tokens : (uint64_t)limits->context * limits->max_seqs;
@@ -237,7 +240,7 @@ static void add_devices(const yk_plan *plan, const yk_shape *shape, const yk_pla
 void yk_plan_memory(const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits,
                     uint64_t memory[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES])
 {
-    uint64_t copy[YK_MAX_DEVICES] = {0};
+    uint64_t copy[YK_MAX_DEVICES] = {0}, kv_scratch[YK_MAX_DEVICES] = {0};
     bool used[1 + YK_MAX_DEVICES] = {false};
     memset(memory, 0, sizeof(uint64_t[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES]));
     for (uint32_t l = 0; l < plan->n_layers; l++) {
@@ -252,7 +255,11 @@ void yk_plan_memory(const yk_plan *plan, const yk_shape *shape, const yk_plan_li
             memory[1 + s->home][YK_MEM_WEIGHTS] += yk_shape_units_bytes(&sl->part[s->group], s->unit0, s->units);
         }
         const int device = yk_plan_cg_device(plan, l);
-        const uint64_t c = device == YK_HOST ? 0 : largest_copy(y, sl);
+        uint64_t c = device == YK_HOST ? 0 : largest_copy(y, sl);
+        if (device != YK_HOST && chunks_given(y->attn_chunk)) {
+            c = yk_shape_attn_bytes(sl) > c ? yk_shape_attn_bytes(sl) : c;
+            kv_scratch[device] = kv_bytes(shape, limits);
+        }
         if (c) {
             used[1 + device] = true;
             copy[device] = c > copy[device] ? c : copy[device];
@@ -263,6 +270,6 @@ void yk_plan_memory(const yk_plan *plan, const yk_shape *shape, const yk_plan_li
     if (!shape->tied || plan->head_home != plan->embd_home)
         memory[1 + plan->head_home][YK_MEM_WEIGHTS] += shape->head.bytes;
     for (uint32_t i = 0; i < plan->n_devices; i++)
-        memory[1 + i][YK_MEM_STAGING] = 2 * copy[i];
+        memory[1 + i][YK_MEM_STAGING] = 2 * copy[i] + kv_scratch[i];
     add_devices(plan, shape, limits, used + 1, memory);
 }

@@ -6,6 +6,7 @@
  *   - homes left out are "host"; a kind left out is GG on a device and CC on the host
  *   - figures in memory[device] are ceilings: the checker refuses slices that take more than the class says
  *   - "model" left out: any model whose layers and units fit
+ * "attn_chunks" of a layer, {"129-512": "CG"}: attn_chunk below; left out, attention is computed where it lives.
  * Keys a plan may have and a reader may ignore: "chunks" of a slice and "assign" of a layer (see the structs), "binding_shares",
  * "would_help".
  *
@@ -184,8 +185,9 @@ const char *yk_plan_home_name(const yk_plan *plan, int home);
  *   weights     slices at home there, attention at attn_home, head and embedding at theirs (a tied head on a device is a copy
  * beside the embedding) kv          of layers whose attention is there: kv_tokens in whole blocks of 16 staging     of a
  * device: two slots, each as large as the largest copy; a copy is what is CG in one bucket of one instance of one part of a
- *               layer (the dense FFN, the shared expert, one expert). Staging belongs to the device of the plan's first CG
- * reader, see below activation, runtime   as the limits say, on devices the plan uses at all; of the host only the plan's own
+ *               layer (the dense FFN, the shared expert, one expert), or the attention of a layer that is copied in prefill; then
+ *               KV of one layer besides. Staging belongs to the device of the plan's first CG reader, see below
+ * activation, runtime   as the limits say, on devices the plan uses at all; of the host only the plan's own
  * need is not counted (0) CG slices are computed by the device of their layer's attn_home, or by the plan's first device when
  * that is the host. */
 void yk_plan_memory(const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits,

@@ -66,6 +66,29 @@ static yk_status check_slice(const yk_plan *plan, const yk_shape_layer *sl, uint
     return YK_OK;
 }
 
+static yk_status check_attention(const yk_plan *plan, const yk_shape_layer *sl, uint32_t l, yk_error *err)
+{
+    const yk_plan_layer *y = &plan->layers[l];
+    YK_FAIL_IF(
+        sl->host_only && y->attn_home != YK_HOST, err, YK_ERR_INPUT,
+        "plan.layers[%u].attn_home: no device computes the types of this layer's attention or router; keep it on the host", l);
+    for (int c = 0; c < YK_N_CHUNKS; c++) {
+        if (!y->attn_chunk[c])
+            continue;
+        char path[64];
+        snprintf(path, sizeof path, "layers[%u].attn_chunks.%s", l, yk_chunk_name((yk_chunk)c));
+        if (y->attn_chunk[c] != 1 + YK_KIND_CG)
+            return bad(err, path, "only CG is possible; leave the chunk out where attention is computed at its home");
+        if (y->attn_home != YK_HOST)
+            return bad(err, path, "CG needs the host as attn_home; attention that lives on a device is computed there");
+        if (sl->host_only)
+            return bad(err, path, "no device computes the types of this layer's attention or router; leave the chunk out");
+        if (yk_plan_cg_device(plan, l) == YK_HOST)
+            return bad(err, path, "CG needs a device to copy to and the plan names none; give one in \"memory\"");
+    }
+    return YK_OK;
+}
+
 static yk_status check_assign(const yk_plan *plan, uint32_t l, yk_error *err)
 {
     const yk_plan_assign *a = &plan->layers[l].assign;
@@ -178,10 +201,7 @@ yk_status yk_plan_check(const yk_plan *plan, const yk_shape *shape, const yk_pla
                "plan.head_home: no device computes the head's type, %s; keep it on the host",
                yk_type_get(shape->head.type)->name);
     for (uint32_t l = 0; l < plan->n_layers; l++)
-        YK_FAIL_IF(
-            shape->layers[l].host_only && plan->layers[l].attn_home != YK_HOST, err, YK_ERR_INPUT,
-            "plan.layers[%u].attn_home: no device computes the types of this layer's attention or router; keep it on the host",
-            l);
+        YK_TRY(check_attention(plan, &shape->layers[l], l, err));
     uint64_t n = 1;
     for (uint32_t l = 0; l < shape->n_layers; l++) {
         uint64_t k = 0;

@@ -30,6 +30,24 @@ static yk_status read_home(const yk_jv *at, const char *key, yk_json_need need, 
     return YK_OK;
 }
 
+/* {"129-512": "CG"}: 1 + kind by length of the chunk, 0 where nothing is said. */
+static yk_status read_chunks(const yk_jv *at, const char *key, uint8_t chunk[YK_N_CHUNKS])
+{
+    yk_jv kinds;
+    YK_TRY(yk_json_member(at, key, JSON_OBJECT, YK_JSON_OPTIONAL, &kinds));
+    for (int c = 0; kinds.v && c < YK_N_CHUNKS; c++) {
+        uint8_t k = 0;
+        char kind[8] = "";
+        YK_TRY(yk_json_text(&kinds, yk_chunk_name((yk_chunk)c), sizeof kind, YK_JSON_OPTIONAL, kind));
+        while (*kind && k <= YK_KIND_CG && strcmp(yk_kind_name(k), kind) != 0)
+            k++;
+        if (k > YK_KIND_CG)
+            return yk_json_fail_key(&kinds, yk_chunk_name((yk_chunk)c), "\"%s\" is not known; known are GG, CC, CG", kind);
+        chunk[c] = *kind ? (uint8_t)(1 + k) : 0;
+    }
+    return YK_OK;
+}
+
 static yk_status read_slice(const yk_jv *at, yk_plan *plan, uint32_t layer)
 {
     yk_slice s = {0};
@@ -54,17 +72,7 @@ static yk_status read_slice(const yk_jv *at, yk_plan *plan, uint32_t layer)
         if (s.kind[b] > YK_KIND_CG)
             return yk_json_fail_key(&kinds, yk_bucket_name((yk_bucket)b), "\"%s\" is not known; known are GG, CC, CG", kind);
     }
-    YK_TRY(yk_json_member(at, "chunks", JSON_OBJECT, YK_JSON_OPTIONAL, &kinds));
-    for (int c = 0; kinds.v && c < YK_N_CHUNKS; c++) {
-        uint8_t k = 0;
-        *kind = 0;
-        YK_TRY(yk_json_text(&kinds, yk_chunk_name((yk_chunk)c), sizeof kind, YK_JSON_OPTIONAL, kind));
-        while (*kind && k <= YK_KIND_CG && strcmp(yk_kind_name(k), kind) != 0)
-            k++;
-        if (k > YK_KIND_CG)
-            return yk_json_fail_key(&kinds, yk_chunk_name((yk_chunk)c), "\"%s\" is not known; known are GG, CC, CG", kind);
-        s.chunk[c] = *kind ? (uint8_t)(1 + k) : 0;
-    }
+    YK_TRY(read_chunks(at, "chunks", s.chunk));
     return yk_plan_add(plan, layer, &s, at->err);
 }
 
@@ -93,6 +101,7 @@ static yk_status read_layers(const yk_jv *layers, yk_plan *plan)
         yk_jv layer, slices, slice;
         YK_TRY(yk_json_element(layers, l, JSON_OBJECT, &layer));
         YK_TRY(read_home(&layer, "attn_home", YK_JSON_OPTIONAL, plan, &plan->layers[l].attn_home));
+        YK_TRY(read_chunks(&layer, "attn_chunks", plan->layers[l].attn_chunk));
         YK_TRY(read_assign(&layer, &plan->layers[l].assign));
         YK_TRY(yk_json_member(&layer, "slices", JSON_ARRAY, YK_JSON_REQUIRED, &slices));
         for (size_t i = 0; i < json_array_size(slices.v); i++) {
@@ -402,6 +411,21 @@ static void put_memory(yk_text *t, const yk_plan *plan)
     yk_text_put(t, "\n },\n");
 }
 
+/* `before`"key": {"129-512": "CG"}, or nothing when no chunk has a kind. */
+static void put_chunks(yk_text *t, const char *before, const char *key, const uint8_t chunk[YK_N_CHUNKS])
+{
+    bool any = false;
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        if (chunk[c]) {
+            if (!any)
+                yk_text_put(t, "%s\"%s\": {", before, key);
+            yk_text_put(t, "%s\"%s\": \"%s\"", any ? ", " : "", yk_chunk_name((yk_chunk)c), yk_kind_name(chunk[c] - 1));
+            any = true;
+        }
+    if (any)
+        yk_text_put(t, "}");
+}
+
 static void put_slice(yk_text *t, const yk_plan *plan, const yk_slice *s)
 {
     yk_text_put(t, "{\"tensor_group\": \"%s\", \"expert\": %u, \"unit0\": %u, \"units\": %u, \"home\": \"%s\", \"kind\": {",
@@ -409,15 +433,7 @@ static void put_slice(yk_text *t, const yk_plan *plan, const yk_slice *s)
     for (int b = 0; b < YK_N_BUCKETS; b++)
         yk_text_put(t, "%s\"%s\": \"%s\"", b ? ", " : "", yk_bucket_name((yk_bucket)b), yk_kind_name(s->kind[b]));
     yk_text_put(t, "}");
-    for (int c = 0, any = 0; c < YK_N_CHUNKS; c++)
-        if (s->chunk[c])
-            yk_text_put(t, "%s\"%s\": \"%s\"", any++ ? ", " : ", \"chunks\": {", yk_chunk_name((yk_chunk)c),
-                        yk_kind_name(s->chunk[c] - 1));
-    for (int c = 0; c < YK_N_CHUNKS; c++)
-        if (s->chunk[c]) {
-            yk_text_put(t, "}");
-            break;
-        }
+    put_chunks(t, ", ", "chunks", s->chunk);
     yk_text_put(t, "}");
 }
 
@@ -445,7 +461,9 @@ yk_status yk_plan_write(const yk_plan *plan, char **out, size_t *n_bytes, yk_err
     yk_text_put(&t, " \"layers\": [");
     for (uint32_t l = 0; l < plan->n_layers; l++) {
         const yk_plan_layer *y = &plan->layers[l];
-        yk_text_put(&t, "%s\n  {\"attn_home\": \"%s\", ", l ? "," : "", yk_plan_home_name(plan, y->attn_home));
+        yk_text_put(&t, "%s\n  {\"attn_home\": \"%s\"", l ? "," : "", yk_plan_home_name(plan, y->attn_home));
+        put_chunks(&t, ", ", "attn_chunks", y->attn_chunk);
+        yk_text_put(&t, ", ");
         put_assign(&t, &y->assign);
         yk_text_put(&t, "\"slices\": [");
         for (uint32_t i = 0; i < y->n_slices; i++) {

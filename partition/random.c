@@ -47,6 +47,24 @@ static yk_status random_part(yk_plan *plan, rng *r, const uint32_t *bias, uint32
     return YK_OK;
 }
 
+/* Attention of some layers of the host is copied in prefill, in about half of the plans. Numbers of their own: what a seed gave
+ * before there was this stays. */
+static void random_attn_chunks(yk_plan *plan, uint64_t seed, const yk_shape *shape)
+{
+    rng r = {seed ^ 0x61747463686e6b73u};
+    const bool all = below(&r, 3) == 0;
+    if (!plan->n_devices || below(&r, 2))
+        return;
+    for (uint32_t l = 0; l < plan->n_layers; l++) {
+        const bool copied = below(&r, 4) || all;
+        for (int c = 0; c < YK_N_CHUNKS; c++) {
+            const bool here = below(&r, 5) > 0;
+            if (copied && here && plan->layers[l].attn_home == YK_HOST && !shape->layers[l].host_only)
+                plan->layers[l].attn_chunk[c] = 1 + YK_KIND_CG;
+        }
+    }
+}
+
 static bool over(const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits)
 {
     uint64_t m[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES];
@@ -78,6 +96,7 @@ static void fit(yk_plan *plan, rng *r, const yk_shape *shape, const yk_plan_limi
         switch (below(r, 4)) {
         case 0:
             y->attn_home = YK_HOST;
+            memset(y->attn_chunk, 0, sizeof y->attn_chunk);
             break;
         case 1:
             *(below(r, 2) ? &plan->head_home : &plan->embd_home) = YK_HOST;
@@ -88,6 +107,7 @@ static void fit(yk_plan *plan, rng *r, const yk_shape *shape, const yk_plan_limi
     }
     for (uint32_t l = 0; l < plan->n_layers && over(plan, shape, limits); l++) {
         plan->head_home = plan->embd_home = plan->layers[l].attn_home = YK_HOST;
+        memset(plan->layers[l].attn_chunk, 0, sizeof plan->layers[l].attn_chunk);
         demote(&plan->layers[l], 0, plan->layers[l].n_slices);
     }
 }
@@ -120,6 +140,7 @@ yk_status yk_plan_random(yk_plan *out, uint64_t seed, const yk_shape *shape, con
         yk_plan_clear(out);
         return st;
     }
+    random_attn_chunks(out, seed, shape);
     fit(out, &r, shape, limits);
     out->context = limits->context;
     out->max_seqs = limits->max_seqs;

@@ -237,11 +237,103 @@ static void check_cg_needs_device(void **state)
     yk_shape_close(&s);
 }
 
+/* Attention copied in prefill: in the file, in the id, in the memory, and what a user could have spoiled. */
+static void check_attn_chunks(void **state)
+{
+    (void)state;
+    yk_shape s;
+    yk_plan p, q;
+    yk_error err = {0};
+    char *a = NULL, *b = NULL;
+    size_t n;
+    uint64_t before[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES], after[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES];
+    yk_plan_limits l = {.context = 500, .max_seqs = 1, .batch = 64, .kv_elem_bytes = 2, .n_devices = 1};
+    strcpy(l.devices[0].name, "opencl:0");
+    l.devices[0].budget_bytes = 16u << 20;
+    yk_pt_shape(&s, "yoke-tiny-mixtral", NULL);
+    char *text = yk_pt_file("tests/data/plans/tiny-mixtral-three-kinds.json", &n);
+    char *with = malloc(n + 64);
+    assert_non_null(with);
+    const char key[] = "\"attn_home\": \"opencl:0\"", *at = strstr(text, key);
+    sprintf(with, "%.*s\"attn_home\": \"host\", \"attn_chunks\": {\"33-128\": \"CG\", \"2049-\": \"CG\"}%s", (int)(at - text),
+            text, at + sizeof key - 1);
+    if (yk_plan_read(&p, with, strlen(with), &err) != YK_OK)
+        fail_msg("%s", err.text);
+    must_check(&p, &s, &l, 0);
+    for (uint32_t tokens = 1; tokens < 5000; tokens += 7) {
+        assert_true(yk_plan_attn_on_device(&p.layers[0], true, tokens) == (tokens <= 128 || tokens > 2048));
+        assert_false(yk_plan_attn_on_device(&p.layers[0], false, tokens));
+        assert_true(yk_plan_attn_on_device(&p.layers[1], true, tokens) && yk_plan_attn_on_device(&p.layers[1], false, tokens));
+    }
+    copy_plan(&q, &p);
+    if (yk_plan_write(&p, &a, NULL, &err) != YK_OK || yk_plan_write(&q, &b, NULL, &err) != YK_OK)
+        fail_msg("%s", err.text);
+    assert_string_equal(a, b);
+    assert_non_null(strstr(a, "\"attn_home\": \"host\", \"attn_chunks\": {\"33-128\": \"CG\", \"2049-\": \"CG\"}"));
+    assert_string_equal(p.plan_id, q.plan_id);
+    /* Without it: another id; staging without K and V of 512 positions. An expert is larger than attention here, then smaller. */
+    memset(q.layers[0].attn_chunk, 0, sizeof q.layers[0].attn_chunk);
+    yk_plan_set_id(&q);
+    assert_string_not_equal(p.plan_id, q.plan_id);
+    for (int large = 0; large < 2; large++) {
+        const uint64_t kv = 512 * yk_shape_kv_bytes(&s, 2);
+        uint64_t expert = 0; /* of any layer: types differ */
+        for (uint32_t i = 0; i < s.n_layers; i++) {
+            const uint64_t e = yk_shape_units_bytes(&s.layers[i].part[YK_PART_EXP], 0, 2);
+            expert = e > expert ? e : expert;
+        }
+        s.layers[0].attn[YK_MAT_Q].bytes += large ? 2 * expert : 0;
+        const uint64_t attn = yk_shape_attn_bytes(&s.layers[0]);
+        assert_true((attn > expert) == (large == 1));
+        yk_plan_memory(&q, &s, &l, before);
+        yk_plan_memory(&p, &s, &l, after);
+        assert_int_equal(before[1][YK_MEM_STAGING], 2 * expert);
+        assert_int_equal(after[1][YK_MEM_STAGING], 2 * (large ? attn : expert) + kv);
+        before[1][YK_MEM_STAGING] = after[1][YK_MEM_STAGING];
+        assert_memory_equal(before, after, 2 * sizeof *before);
+    }
+    static const struct {
+        int attn_home;
+        uint8_t chunk;
+        bool host_only;
+        const char *want;
+    } rows[] = {{YK_HOST, 1 + YK_KIND_CC, false, "plan.layers[0].attn_chunks.33-128: only CG is possible"},
+                {YK_HOST, 1 + YK_KIND_GG, false, "plan.layers[0].attn_chunks.33-128: only CG is possible"},
+                {0, 1 + YK_KIND_CG, false, "plan.layers[0].attn_chunks.33-128: CG needs the host as attn_home"},
+                {YK_HOST, 1 + YK_KIND_CG, true, "plan.layers[0].attn_chunks.33-128: no device computes"}};
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        p.layers[0].attn_home = (int8_t)rows[i].attn_home;
+        p.layers[0].attn_chunk[YK_C_128] = rows[i].chunk;
+        s.layers[0].host_only = rows[i].host_only;
+        assert_int_equal(yk_plan_check(&p, &s, &l, &err), YK_ERR_INPUT);
+        if (!strstr(err.text, rows[i].want))
+            fail_msg("\"%s\" instead of \"%s\"", err.text, rows[i].want);
+    }
+    yk_plan_clear(&p);
+    yk_plan_clear(&q);
+    memcpy(strstr(with, "\"CG\", \"2049-\""), "\"GC\"", 4);
+    assert_int_equal(yk_plan_read(&p, with, strlen(with), &err), YK_ERR_INPUT);
+    assert_non_null(strstr(err.text, "plan.layers[0].attn_chunks.33-128: \"GC\" is not known"));
+    /* No device: nothing to copy to. */
+    const yk_plan_limits none = {.context = 512, .max_seqs = 1, .batch = 64, .kv_elem_bytes = 2};
+    s.layers[0].host_only = false;
+    assert_int_equal(yk_plan_random(&p, 1, &s, &none, &err), YK_OK);
+    p.layers[0].attn_chunk[YK_C_MORE] = 1 + YK_KIND_CG;
+    assert_int_equal(yk_plan_check(&p, &s, &none, &err), YK_ERR_INPUT);
+    assert_non_null(strstr(err.text, "plan.layers[0].attn_chunks.2049-: CG needs a device"));
+    yk_plan_clear(&p);
+    yk_free(a);
+    yk_free(b);
+    yk_free(text);
+    free(with);
+    yk_shape_close(&s);
+}
+
 static void check_random_plans(void **state)
 {
     (void)state;
     uint64_t rng = 11;
-    uint32_t kinds[3] = {0}, attn[2] = {0}, mixed = 0, cut = 0, all_three = 0;
+    uint32_t kinds[3] = {0}, attn[2] = {0}, attn_copied = 0, mixed = 0, cut = 0, all_three = 0;
     for (uint64_t seed = 0; seed < 300; seed++) {
         yk_shape s;
         yk_machine m;
@@ -266,6 +358,7 @@ static void check_random_plans(void **state)
         uint32_t seen[3] = {0};
         for (uint32_t i = 0; i < p.n_layers; i++) {
             attn[p.layers[i].attn_home != YK_HOST]++;
+            attn_copied += p.layers[i].attn_home == YK_HOST && yk_plan_attn_on_device(&p.layers[i], true, 512);
             for (uint32_t k = 0; k < p.layers[i].n_slices; k++) {
                 const yk_slice *sl = &p.layers[i].slices[k];
                 seen[sl->kind[0]]++;
@@ -280,11 +373,12 @@ static void check_random_plans(void **state)
         yk_plan_clear(&q);
         yk_shape_close(&s);
     }
-    printf(
-        "slices GG %u CC %u CG %u, cut %u, kinds differ by bucket %u; attention host %u device %u; plans with all three %u\n",
-        kinds[0], kinds[1], kinds[2], cut, mixed, attn[0], attn[1], all_three);
+    printf("slices GG %u CC %u CG %u, cut %u, kinds differ by bucket %u; attention host %u (copied in prefill %u) device %u; "
+           "plans with "
+           "all three %u\n",
+           kinds[0], kinds[1], kinds[2], cut, mixed, attn[0], attn_copied, attn[1], all_three);
     assert_true(kinds[0] > 500 && kinds[1] > 500 && kinds[2] > 500 && cut > 500 && mixed > 300);
-    assert_true(attn[0] > 100 && attn[1] > 100 && all_three > 60);
+    assert_true(attn[0] > 100 && attn[1] > 100 && attn_copied > 100 && all_three > 60);
 }
 
 /* A few hundred cases: valid, within budget, the same twice, and more memory never slower. */
@@ -631,7 +725,7 @@ int main(void)
         cmocka_unit_test(check_cg_needs_device),   cmocka_unit_test(check_random_plans),
         cmocka_unit_test(check_solver_properties), cmocka_unit_test(check_against_brute_force),
         cmocka_unit_test(check_choice_of_device),  cmocka_unit_test(check_example_by_hand),
-        cmocka_unit_test(check_explanation),
+        cmocka_unit_test(check_explanation),       cmocka_unit_test(check_attn_chunks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
