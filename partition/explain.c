@@ -12,6 +12,7 @@ enum { MAX_ROWS = 10 };
 /* Share of a layer by kind in decode and prefill; layers with the same row are shown together. */
 typedef struct row {
     int attn;
+    bool attn_copied;   /* in some chunk of prefill */
     double share[2][3]; /* [decode, prefill][kind] of the FFN's bytes */
 } row;
 
@@ -20,6 +21,8 @@ static row row_of(const yk_plan *plan, const yk_shape *shape, uint32_t l)
     const yk_plan_layer *y = &plan->layers[l];
     row r = {.attn = y->attn_home};
     double all = 0;
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        r.attn_copied = r.attn_copied || y->attn_chunk[c];
     for (uint32_t i = 0; i < y->n_slices; i++) {
         const yk_slice *s = &y->slices[i];
         const double b = (double)yk_shape_units_bytes(&shape->layers[l].part[s->group], s->unit0, s->units);
@@ -34,7 +37,7 @@ static row row_of(const yk_plan *plan, const yk_shape *shape, uint32_t l)
 
 static bool same_row(const row *a, const row *b)
 {
-    bool same = a->attn == b->attn;
+    bool same = a->attn == b->attn && a->attn_copied == b->attn_copied;
     for (int k = 0; k < 6; k++)
         same = same && (int)a->share[k / 3][k % 3] == (int)b->share[k / 3][k % 3];
     return same;
@@ -43,6 +46,7 @@ static bool same_row(const row *a, const row *b)
 static void put_layers(yk_text *t, const yk_plan *plan, const yk_shape *shape)
 {
     uint32_t rows = 0;
+    bool copied = false;
     yk_text_put(t, "\nlayers     attention  FFN when decoding          FFN in prefill\n");
     for (uint32_t l = 0; l < plan->n_layers;) {
         const row r = row_of(plan, shape, l);
@@ -57,14 +61,18 @@ static void put_layers(yk_text *t, const yk_plan *plan, const yk_shape *shape)
         for (int phase = 0; phase < 2; phase++)
             snprintf(cells[phase], sizeof cells[phase], "GG %3.0f  CC %3.0f  CG %3.0f %%", r.share[phase][YK_KIND_GG],
                      r.share[phase][YK_KIND_CC], r.share[phase][YK_KIND_CG]);
-        yk_text_put(t, "%-10s %-10s %-26s %s%s\n", range, yk_plan_home_name(plan, r.attn), cells[0], cells[1],
-                    rows + 1 == MAX_ROWS && end - l > 1 ? "  (first of several)" : "");
+        copied = copied || r.attn_copied;
+        yk_text_put(t, "%-10s %-10s %-26s %s%s\n", range, r.attn_copied ? "host, CG" : yk_plan_home_name(plan, r.attn),
+                    cells[0], cells[1], rows + 1 == MAX_ROWS && end - l > 1 ? "  (first of several)" : "");
         rows++;
         l = end;
     }
     yk_text_put(t, "head       %s\nembedding  %s\n", yk_plan_home_name(plan, plan->head_home),
                 yk_plan_home_name(plan, plan->embd_home));
     yk_text_put(t, "GG resident on the device, CC computed by the CPU in RAM, CG copied from RAM and computed by the device\n");
+    if (copied)
+        yk_text_put(t, "host, CG: attention is computed by the CPU when decoding, copied with its KV and computed by the "
+                       "device in prefill\n");
 }
 
 static void put_memory(yk_text *t, const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits)

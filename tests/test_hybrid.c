@@ -14,12 +14,16 @@
 #include <string.h>
 
 #include "gpu/modules.h"
-#include "src/engine/place.h"
+#include "src/engine/lane.h"
 #include "src/model/cut.h"
 #include "tests/tolerance.h"
 #include "yoke/yoke.h"
 
-enum { N_PROMPT = 45, N_DECODE = 8, N_STEPS = 1 + N_DECODE, CONTEXT = 96 };
+/* Tokens of sequences a, b and of c, a fork of a, in each step. More than 32 are prefill: at depth 0, then with a and its fork,
+ * which share a block that both write to, then with b and c. Decode steps between read what the prefill left. */
+static const uint32_t steps[][3] = {{45, 1}, {1, 1}, {1},         {1, 1},    {1, 1},      {1},      {1, 1},
+                                    {1, 1},  {1},    {20, 0, 17}, {1, 1, 1}, {0, 24, 18}, {1, 1, 1}};
+enum { N_STEPS = sizeof steps / sizeof *steps, N_SEQS = 3, N_TOKENS = 128, N_ROWS = 25, CONTEXT = 96 };
 
 static const struct {
     const char *path; /* below YOKE_FIXTURES, or "models/" below YOKE_SOURCE */
@@ -109,14 +113,27 @@ static bool widen(yk_model *m, uint32_t n)
     return ok;
 }
 
-/* Prompt and N_DECODE given tokens in sequence a, a second sequence beside it in the decode steps: logits of a after each step,
- * [N_STEPS][n_vocab]. */
+/* Staging is what the plan says, but for alignment: 64 bytes for each matrix and vector of attention. */
+static int check_staging(const yk_engine *e, const yk_plan *plan)
+{
+    uint64_t used[YK_MEM_N_CLASSES], budget;
+    if (!e->lane)
+        return 0;
+    e->lane->t->mem_used(e->lane->gpu, used, &budget);
+    if (used[YK_MEM_STAGING] <= plan->memory[1][YK_MEM_STAGING] + YK_LANE_SLOTS * (18 * 64 + YK_LANE_ALIGN))
+        return 0;
+    printf("FAILED: staging takes %llu bytes, the plan says %llu\n", (unsigned long long)used[YK_MEM_STAGING],
+           (unsigned long long)plan->memory[1][YK_MEM_STAGING]);
+    return 1;
+}
+
+/* The steps above: logits of the last token of each sequence in each step, [N_ROWS][n_vocab]. */
 static int run(yk_model *m, const yk_plan *plan, const char *isa, const int32_t *tokens, float *logits, char *device)
 {
     yk_error err = {0};
     yk_engine_opts o;
     yk_engine *e;
-    yk_seq *a, *b;
+    yk_seq *seqs[N_SEQS] = {NULL};
     yk_model_info info;
     yk_model_get_info(m, &info);
     yk_engine_opts_init(&o);
@@ -124,7 +141,7 @@ static int run(yk_model *m, const yk_plan *plan, const char *isa, const int32_t 
     o.isa = isa;
     o.threads = 2;
     o.context = CONTEXT;
-    o.max_seqs = 2;
+    o.max_seqs = N_SEQS;
     o.batch = 64;
     o.kv_type = YK_KV_F32;
     if (yk_engine_open(&e, m, &o, &err) != YK_OK)
@@ -132,18 +149,26 @@ static int run(yk_model *m, const yk_plan *plan, const char *isa, const int32_t 
     yk_engine_stats st;
     yk_engine_get_stats(e, &st);
     strcpy(device, st.device);
-    int bad = yk_seq_open(&a, e, &err) || yk_seq_open(&b, e, &err);
+    int bad = yk_seq_open(&seqs[0], e, &err) || yk_seq_open(&seqs[1], e, &err);
+    uint32_t row = 0;
     for (int s = 0; !bad && s < N_STEPS; s++) {
-        const yk_batch_entry both[2] = {{a, s ? tokens + N_PROMPT + s - 1 : tokens, s ? 1 : N_PROMPT, YK_LOGITS_LAST},
-                                        {b, tokens + s, 1, YK_LOGITS_LAST}};
-        bad = yk_decode(e, both, s % 3 == 2 ? 1 : 2, &err) != YK_OK;
-        if (!bad)
-            memcpy(logits + (size_t)s * info.n_vocab, yk_logits(e, 0, 0), info.n_vocab * sizeof *logits);
+        yk_batch_entry entries[N_SEQS];
+        uint32_t n = 0;
+        bad = steps[s][2] && !seqs[2] && yk_seq_fork(&seqs[2], seqs[0], &err) != YK_OK;
+        for (uint32_t q = 0; !bad && q < N_SEQS; q++)
+            if (steps[s][q]) /* other tokens in the fork, and in b */
+                entries[n++] = (yk_batch_entry){seqs[q], tokens + yk_seq_length(seqs[q]) + 13 * q, steps[s][q], YK_LOGITS_LAST};
+        bad = bad || yk_decode(e, entries, n, &err) != YK_OK;
+        for (uint32_t i = 0; !bad && i < n; i++)
+            memcpy(logits + (size_t)row++ * info.n_vocab, yk_logits(e, i, 0), info.n_vocab * sizeof *logits);
     }
-    yk_seq_close(&a);
-    yk_seq_close(&b);
+    bad = bad             ? fail("yk_decode", err.text)
+          : row != N_ROWS ? fail("the steps", "other rows than N_ROWS")
+                          : check_staging(e, plan);
+    for (uint32_t q = 0; q < N_SEQS; q++)
+        yk_seq_close(&seqs[q]);
     yk_engine_close(&e);
-    return bad ? fail("yk_decode", err.text) : 0;
+    return bad;
 }
 
 static double largest_difference(const float *a, const float *b, size_t n)
@@ -158,21 +183,22 @@ static double largest_difference(const float *a, const float *b, size_t n)
 }
 
 typedef struct tally {
-    int plans, steps, same, kinds[3]; /* same: steps within 1e-3 */
+    int plans, rows, same, kinds[3];  /* same: rows within 1e-3 */
+    int attn_copied;                  /* layers */
     double most[2];                   /* largest difference: float, quantised weights */
 } tally;
 
-/* Every step within the row of another lane. */
+/* Every row within the row of another lane. */
 static int compare(const float *want, const float *got, uint32_t n_vocab, bool quantised, const char *what, tally *t)
 {
     const double limit = yk_tolerance_find("logits-lane", quantised ? "quantised" : "float")->rel;
-    for (int s = 0; s < N_STEPS; s++) {
+    for (int s = 0; s < N_ROWS; s++) {
         const double d = largest_difference(want + (size_t)s * n_vocab, got + (size_t)s * n_vocab, n_vocab);
-        t->steps++;
+        t->rows++;
         t->same += d <= 1e-3;
         t->most[quantised] = d <= t->most[quantised] ? t->most[quantised] : d;
         if (!(d <= limit)) {
-            printf("FAILED: %s: step %d differs by %g, allowed %g\n", what, s, d, limit);
+            printf("FAILED: %s: row %d differs by %g, allowed %g\n", what, s, d, limit);
             return 1;
         }
     }
@@ -198,20 +224,20 @@ static int test_model(size_t index, const char *backend, uint64_t seed0, int n_p
         return fail("widening", path);
     yk_model_info info;
     yk_model_get_info(m, &info);
-    int32_t tokens[N_PROMPT + N_DECODE];
+    int32_t tokens[N_TOKENS];
     uint32_t z = 777;
-    for (int i = 0; i < N_PROMPT + N_DECODE; i++) {
+    for (int i = 0; i < N_TOKENS; i++) {
         z = z * 1664525u + 1013904223u;
         tokens[i] = i ? (int32_t)(260 + (z >> 8) % (info.n_vocab - 260)) : info.bos;
     }
     const char *isa = models[index].quantised ? "ref" : NULL; /* see the top */
     yk_shape shape;
-    float *want = calloc((size_t)N_STEPS * info.n_vocab, sizeof *want),
-          *got = calloc((size_t)N_STEPS * info.n_vocab, sizeof *got),
-          *again = calloc((size_t)N_STEPS * info.n_vocab, sizeof *again);
+    float *want = calloc((size_t)N_ROWS * info.n_vocab, sizeof *want),
+          *got = calloc((size_t)N_ROWS * info.n_vocab, sizeof *got),
+          *again = calloc((size_t)N_ROWS * info.n_vocab, sizeof *again);
     int bad = yk_shape_from_model(&shape, m, &(yk_shape_opts){.bytes = yk_place_bytes}, &err) != YK_OK ||
               run(m, NULL, isa, tokens, want, device);
-    yk_plan_limits limits = {.context = CONTEXT, .max_seqs = 2, .batch = 64, .kv_elem_bytes = 4, .n_devices = 1};
+    yk_plan_limits limits = {.context = CONTEXT, .max_seqs = N_SEQS, .batch = 64, .kv_elem_bytes = 4, .n_devices = 1};
     snprintf(limits.devices[0].name, sizeof limits.devices[0].name, "%s:0", backend);
     limits.devices[0].budget_bytes = 1ull << 30;
     for (int i = 0; !bad && i < n_plans; i++) {
@@ -224,16 +250,19 @@ static int test_model(size_t index, const char *backend, uint64_t seed0, int n_p
             bad = run(m, &plan, isa, tokens, got, device) || compare(want, got, info.n_vocab, models[index].quantised, what, t);
             if (!bad && i == 0) {
                 bad = run(m, &plan, isa, tokens, again, device);
-                if (!bad && memcmp(got, again, (size_t)N_STEPS * info.n_vocab * sizeof *got) != 0)
+                if (!bad && memcmp(got, again, (size_t)N_ROWS * info.n_vocab * sizeof *got) != 0)
                     bad = fail(what, "the same plan gave other bits the second time");
             }
             if (!bad && !strstr(device, backend))
                 bad = fail(what, "the device was not used");
             t->plans++;
         }
-        for (uint32_t l = 0; l < plan.n_layers; l++)
+        for (uint32_t l = 0; l < plan.n_layers; l++) {
+            t->attn_copied +=
+                plan.layers[l].attn_home == YK_HOST && yk_plan_attn_on_device(&plan.layers[l], true, steps[0][0] + steps[0][1]);
             for (uint32_t s = 0; s < plan.layers[l].n_slices; s++)
                 t->kinds[plan.layers[l].slices[s].kind[0]]++;
+        }
         yk_plan_clear(&plan);
     }
     if (bad && err.text[0])
@@ -266,10 +295,13 @@ int main(int argc, char **argv)
         if ((argc < 4 || strstr(models[i].path, argv[3])) &&
             test_model(i, backend, 1000 * i, (n + (int)(N_MODELS - 1 - i)) / N_MODELS, &t))
             return 1;
-    printf("%s: %d plans, %d slices GG, %d CC, %d CG, %d steps, %d within 1e-3, largest difference %.2g (float weights), %.2g "
-           "(quantised)\n",
-           backend, t.plans, t.kinds[YK_KIND_GG], t.kinds[YK_KIND_CC], t.kinds[YK_KIND_CG], t.steps, t.same, t.most[0],
-           t.most[1]);
+    printf("%s: %d plans, %d slices GG, %d CC, %d CG, attention copied in %d layers, %d rows, %d within 1e-3, largest "
+           "difference %.2g "
+           "(float weights), %.2g (quantised)\n",
+           backend, t.plans, t.kinds[YK_KIND_GG], t.kinds[YK_KIND_CC], t.kinds[YK_KIND_CG], t.attn_copied, t.rows, t.same,
+           t.most[0], t.most[1]);
+    if (argc < 4 && !t.attn_copied)
+        return fail("the run as a whole", "attention was never copied");
     if (!t.plans || !t.kinds[YK_KIND_GG] || !t.kinds[YK_KIND_CC] || !t.kinds[YK_KIND_CG])
         return fail("the run as a whole", "a kind of slice was not used");
     return 0;

@@ -10,7 +10,10 @@
 
 #include "src/engine/lane.h"
 
-enum { N_PROMPT = 20, N_DECODE = 2, N_STEPS = 1 + N_DECODE, WHOLE = 1000000000 };
+enum { N_PROMPT = 20, CONTEXT = 96, BATCH = 48, WHOLE = 1000000000 };
+/* Tokens of the steps: two chunks of prefill, the second at a depth that leaves a block half full. */
+static const uint32_t steps[] = {38, 34, 1};
+enum { N_STEPS = sizeof steps / sizeof *steps };
 
 /* What one attempt did. */
 typedef struct attempt {
@@ -39,17 +42,17 @@ static int attempt_at(const yk_model *m, const yk_plan *plan, uint32_t k, float 
     yk_seq *seq;
     yk_model_info info;
     char device[64];
-    int32_t tokens[N_PROMPT];
+    int32_t tokens[CONTEXT];
     yk_model_get_info(m, &info);
-    for (int i = 0; i < N_PROMPT; i++)
+    for (int i = 0; i < CONTEXT; i++)
         tokens[i] = 300 + 7 * i;
     snprintf(device, sizeof device, "null:compute,fail=%u", k);
     yk_engine_opts_init(&o);
     o.plan = plan;
     o.device = device;
     o.threads = 2;
-    o.context = 48;
-    o.batch = 32;
+    o.context = CONTEXT;
+    o.batch = BATCH;
     o.kv_type = YK_KV_F32;
     *a = (attempt){0};
     yk_status st = yk_engine_open(&e, m, &o, &err);
@@ -58,7 +61,7 @@ static int attempt_at(const yk_model *m, const yk_plan *plan, uint32_t k, float 
     a->opened = true;
     int bad = yk_seq_open(&seq, e, &err) != YK_OK;
     for (int s = 0; !bad && s < N_STEPS; s++) {
-        const yk_batch_entry b = {seq, s ? tokens + s : tokens, s ? 1 : N_PROMPT, YK_LOGITS_LAST};
+        const yk_batch_entry b = {seq, tokens + yk_seq_length(seq), steps[s], YK_LOGITS_LAST};
         st = yk_decode(e, &b, 1, &err);
         if (st != YK_OK) {
             a->failed_steps++;
@@ -140,11 +143,16 @@ int main(int argc, char **argv)
     if (yk_model_open(&m, path, NULL, &err) != YK_OK ||
         yk_shape_from_model(&shape, m, &(yk_shape_opts){.bytes = yk_place_bytes}, &err) != YK_OK)
         return fail(0, path, err.text);
-    yk_plan_limits limits = {.context = 48, .max_seqs = 1, .batch = 32, .kv_elem_bytes = 4, .n_devices = 1};
+    yk_plan_limits limits = {.context = CONTEXT, .max_seqs = 1, .batch = BATCH, .kv_elem_bytes = 4, .n_devices = 1};
     snprintf(limits.devices[0].name, sizeof limits.devices[0].name, "null:0");
     limits.devices[0].budget_bytes = 1ull << 30;
     if (yk_plan_random(&plan, 2, &shape, &limits, &err) != YK_OK || !plan.n_devices)
         return fail(0, "a plan", err.text);
+    for (uint32_t l = 1; l < plan.n_layers; l++) { /* all but the first: attention copied in prefill */
+        plan.layers[l].attn_home = YK_HOST;
+        plan.layers[l].attn_chunk[YK_C_128] = 1 + YK_KIND_CG;
+    }
+    yk_plan_memory(&plan, &shape, &limits, plan.memory);
     yk_model_info info;
     yk_model_get_info(m, &info);
     const size_t bytes = (size_t)N_STEPS * info.n_vocab * sizeof(float);

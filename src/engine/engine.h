@@ -236,6 +236,13 @@ static inline uint32_t yk_kv_slices_of(uint32_t pos, uint32_t n) { return (pos +
 /* Compute; on success K and V are in the pool and the logits in engine->logits. Lengths of sequences are the caller's. */
 yk_status yk_step_run(yk_step *step, yk_error *err);
 
+/* Does the device compute the attention of a layer in this step? */
+static inline bool yk_attn_on_device(const yk_step *step, uint32_t layer)
+{
+    const yk_layer_place *places = step->engine->places;
+    return places && yk_plan_attn_on_device(&places[layer].attn, step->bucket == YK_B_PREFILL, step->n_tokens);
+}
+
 /* ---- geometry of slices: from shapes and the number of tokens only, never from threads ---- */
 
 enum { YK_ROWS_MULTIPLE = 16, YK_ROWS_MAX = 256, YK_ROWS_MANY = 128, YK_UNITS_MULTIPLE = 32, YK_TOKEN_TILE = 128 };

@@ -166,6 +166,8 @@ void yk_gpulane_close(yk_gpulane **lane)
         arena_close(l, &l->kv);
         arena_close(l, &l->activation);
         arena_close(l, &l->staging);
+        if (l->kv_locked)
+            l->t->host_unregister(l->gpu, l->e->kv.arena.base);
         if (l->packed_locked)
             l->t->host_unregister(l->gpu, l->e->packed.base);
         if (l->host_locked)
@@ -176,6 +178,8 @@ void yk_gpulane_close(yk_gpulane **lane)
     }
     yk_modules_close(&l->modules);
     yk_free(l->marks);
+    yk_free(l->kv_list);
+    yk_free(l->kv_listed);
     yk_free(l);
     *lane = NULL;
 }

@@ -9,9 +9,19 @@
  *   up       waits for DEVICE_GO, copies the CPU's partial sums
  *   compute  waits for that copy and goes on: x + device's sum + CPU's sum, always in this order
  *
- * Everything is enqueued before the host starts its part, the next layer's attention included, so the device never waits for a launch; the slabs that
- * a dense layer is certain to need are copied from the layer before it on. A layer whose
- * attention is on the CPU runs the pool's stages up to the FFN, sends the normalised rows up and gets the device's partial sums back.
+ * A layer of the host whose attention the plan has copied in prefill (yk_plan_attn_on_device) is run like that too, from a
+ * staging slot and a scratch for KV of one layer that all such layers use in turn:
+ *
+ *   fill_up  all matrices and vectors of attention to a slot; K and V of committed positions to the scratch, once it is free
+ *   compute  as above, and append to the scratch
+ *   down     behind the rows for the host: K and V of the blocks with new positions, staged as the virtual worker's; then the
+ *            scratch is free
+ *
+ * They come to the host's KV pool when the step has succeeded, like what the CPU has staged.
+ *
+ * Everything is enqueued before the host starts its part, the next layer's attention included, so the device never waits for a
+ * launch; attention that is copied and the slabs that a dense layer is certain to need are copied from the layer before it on.
+ * A layer whose attention is on the CPU runs the pool's stages up to the FFN, sends the normalised rows up and gets the device's partial sums back.
  *
  * To the pool's stages the device looks like one more worker: its rows in the engine's buffers are those of worker `virtual`. */
 #ifndef YK_ENGINE_LANE_H
@@ -29,6 +39,8 @@ enum yk_gpulane_event {
     YK_EV_FFN_OUT,                             /* the device's sum is there */
     YK_EV_UP,                                  /* rows or lists from the host are there */
     YK_EV_Y_CPU,                               /* the CPU's sum is there */
+    YK_EV_KV_UP,                               /* KV of a layer of the host is in the scratch */
+    YK_EV_KV_FREE,                             /* that of its new positions is on the host: the scratch is free */
     YK_EV_STEP,                                /* all of the step before is done: its lists may be overwritten */
     YK_EV_FILLED,                              /* + slot: staging slot holds its slab */
     YK_EV_FREE = YK_EV_FILLED + YK_LANE_SLOTS, /* + slot: its slab has been used */
@@ -43,6 +55,12 @@ typedef struct yk_dev_arena {
     uint64_t used;      /* of the last chunk */
     uint64_t remaining; /* bytes still expected, sizes the next chunk */
 } yk_dev_arena;
+
+/* A KV block with committed positions that a step reads. */
+typedef struct yk_lane_kv {
+    uint32_t from, to; /* pool block that holds them, and the one that the sequence has now */
+    uint32_t end, pos; /* the position behind the block; first new position of the runs that read it, the least */
+} yk_lane_kv;
 
 /* A task for the trace: the device reaches `from` and `to` before and behind it. */
 typedef struct yk_lane_mark {
@@ -84,6 +102,14 @@ struct yk_gpulane {
     } ahead[YK_LANE_SLOTS]; /* slabs copied before their launches are enqueued, in order of use */
     uint32_t n_ahead;
 
+    /* For layers of the host whose attention is copied: K and V of one layer in all blocks, laid out as where they live on the
+     * device, and the blocks that this step copies there. */
+    yk_gpu_mem kv_scratch;
+    yk_lane_kv *kv_list; /* [n_kv_list] of room for n_blocks */
+    uint32_t *kv_listed; /* [n_blocks] 1 + index in kv_list, 0: not in it */
+    uint32_t n_kv_list;
+    bool kv_locked; /* e->kv is page-locked */
+
     /* host memory that copies use; page-locked when the device grants it */
     uint8_t *host;
     bool host_locked;
@@ -118,6 +144,14 @@ uint64_t yk_gpulane_slack_bytes(const yk_engine *e);
 /* Place weights by the plan: fills e->places. */
 yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape *shape, const yk_engine_opts *o,
                            yk_error *err);
+/* lane_attn.c: the place of a layer whose attention is in a staging slot, and KV in the scratch. */
+yk_layer_place yk_lane_attn_in(const yk_gpulane *lane, uint32_t layer, uint32_t slot);
+/* Room for n_blocks KV blocks in kv_list and kv_listed. YK_ERR_MEMORY. */
+yk_status yk_lane_kv_open(yk_gpulane *lane, uint32_t n_blocks, yk_error *err);
+/* kv_list of a step. */
+void yk_lane_kv_collect(yk_gpulane *lane, const yk_step *step);
+/* Does a layer that looks back `window` positions (0: all) read the block? */
+bool yk_lane_kv_read(const yk_lane_kv *kv, uint32_t window);
 /* Compute a step whose job is built. */
 yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err);
 

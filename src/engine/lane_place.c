@@ -18,6 +18,12 @@ typedef struct placer {
     uint8_t *pack; /* room for the largest thing that is packed for the device */
     uint64_t pack_bytes;
     uint64_t max_slab; /* CG */
+    struct {
+        bool on;       /* attention goes there instead of to the device */
+        uint8_t *base; /* in e->packed; NULL: its bytes are counted only */
+        uint64_t used;
+    } blob;
+    uint64_t blobs;    /* bytes of all attention that is copied */
     bool pack_cc;      /* slices that only the CPU computes are packed too */
     yk_packer *packer;
     uint64_t *count; /* not NULL: activations are counted here instead of taken */
@@ -30,13 +36,31 @@ static yk_status upload(placer *p, yk_gpu_mem to, const void *from, uint64_t byt
     return YK_OK;
 }
 
+/* The next place of a blob, aligned as the CPU's kernels want it; NULL while counting. */
+static uint8_t *blob_take(placer *p, uint64_t bytes, yk_gpu_mem *out)
+{
+    const uint64_t at = (p->blob.used + 63) / 64 * 64;
+    p->blob.used = at + bytes;
+    *out = (yk_gpu_mem){NULL, at, bytes};
+    return p->blob.base ? p->blob.base + at : NULL;
+}
+
+static yk_status put_bytes(placer *p, const void *from, uint64_t bytes, yk_gpu_mem *out)
+{
+    if (p->blob.on) {
+        uint8_t *to = blob_take(p, bytes, out);
+        if (to)
+            memcpy(to, from, bytes);
+        return YK_OK;
+    }
+    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, out, p->err));
+    return upload(p, *out, from, bytes);
+}
+
 static yk_status put_vector(placer *p, const float *v, uint64_t n, yk_gpu_mem *out)
 {
     *out = (yk_gpu_mem){0};
-    if (!v)
-        return YK_OK;
-    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, n * sizeof *v, out, p->err));
-    return upload(p, *out, v, n * sizeof *v);
+    return v ? put_bytes(p, v, n * sizeof *v, out) : YK_OK;
 }
 
 /* Room for packing `bytes`; grows. */
@@ -72,6 +96,11 @@ static yk_status put_matrix(placer *p, const yk_weight *w, const char *what, uin
 {
     YK_TRY(need_packed(p, w, what, layer));
     const uint64_t bytes = yk_packed_bytes(w->type, w->n_rows, w->n_cols);
+    out->panel_bytes = yk_panel_bytes(w->type, w->n_cols);
+    if (p->blob.on) {
+        uint8_t *to = blob_take(p, bytes, &out->mem);
+        return to ? yk_packer_add_matrix(p->packer, w, to, p->err) : YK_OK;
+    }
     YK_TRY(pack_room(p, bytes));
     p->packer->keep_source = w->data == p->e->model->token_embd.data; /* a tied head: rows are still read as embeddings */
     yk_status st = yk_packer_add_matrix(p->packer, w, p->pack, p->err);
@@ -79,7 +108,6 @@ static yk_status put_matrix(placer *p, const yk_weight *w, const char *what, uin
         st = yk_packer_flush(p->packer, p->err);
     p->packer->keep_source = false;
     YK_TRY(st);
-    out->panel_bytes = yk_panel_bytes(w->type, w->n_cols);
     YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &out->mem, p->err));
     return upload(p, out->mem, p->pack, bytes);
 }
@@ -93,11 +121,10 @@ static yk_status put_rows(placer *p, const yk_weight *w, uint32_t layer, yk_gpu_
     YK_FAIL_IF(w->type != YK_TYPE_F32 && w->type != YK_TYPE_F16 && w->type != YK_TYPE_BF16, p->err, YK_ERR_INPUT,
                "plan.layers[%u].attn_home: the router is of type %s, which %s cannot compute", layer, yk_type_get(w->type)->name,
                p->l->name);
-    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, w->row_bytes * w->n_rows, out, p->err));
-    return upload(p, *out, w->data, w->row_bytes * w->n_rows);
+    return put_bytes(p, w->data, w->row_bytes * w->n_rows, out);
 }
 
-static yk_status place_attention(placer *p, uint32_t layer)
+static yk_status put_attention(placer *p, uint32_t layer)
 {
     const yk_engine *e = p->e;
     const yk_dims *d = &e->d;
@@ -125,8 +152,60 @@ static yk_status place_attention(placer *p, uint32_t layer)
         YK_TRY(put_vector(p, w->router_b, w->router.n_rows, &pl->router_b));
         YK_TRY(put_rows(p, &w->sh_router, layer, &pl->sh_router));
     }
-    pl->attn_dev = true;
-    return yk_gpulane_take(p->l, &p->l->kv, (uint64_t)e->kv.n_blocks * 2 * d->kv_half, &pl->kv, p->err);
+    return YK_OK;
+}
+
+static bool is_copied_attention(const yk_plan_layer *y)
+{
+    bool any = false;
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        any = any || y->attn_chunk[c];
+    return any && y->attn_home == YK_HOST;
+}
+
+/* Attention of a layer of the host as one run of bytes that a staging slot takes; base NULL: count only. */
+static yk_status put_blob(placer *p, uint32_t layer, uint8_t *base, uint64_t *bytes)
+{
+    p->blob.on = true;
+    p->blob.base = base;
+    p->blob.used = 0;
+    const yk_status st = put_attention(p, layer);
+    p->blob.on = false;
+    *bytes = p->blob.used;
+    return st;
+}
+
+static yk_status count_blobs(placer *p)
+{
+    for (uint32_t layer = 0; layer < p->plan->n_layers; layer++) {
+        uint64_t bytes;
+        if (!is_copied_attention(&p->plan->layers[layer]))
+            continue;
+        YK_TRY(put_blob(p, layer, NULL, &bytes));
+        p->blobs += bytes + 64;
+    }
+    return YK_OK;
+}
+
+static yk_status place_attention(placer *p, uint32_t layer)
+{
+    const yk_engine *e = p->e;
+    yk_layer_place *pl = &p->e->places[layer];
+    uint64_t bytes;
+    if (pl->attn.attn_home != YK_HOST) {
+        YK_TRY(put_attention(p, layer));
+        pl->attn_dev = true;
+        return yk_gpulane_take(p->l, &p->l->kv, (uint64_t)e->kv.n_blocks * 2 * e->d.kv_half, &pl->kv, p->err);
+    }
+    if (!is_copied_attention(&pl->attn))
+        return YK_OK;
+    YK_TRY(put_blob(p, layer, NULL, &bytes));
+    uint8_t *base = yk_arena_take(&p->e->packed, bytes, 1, 64);
+    if (!base)
+        return yk_fail_memory(p->err, bytes, "packed weights");
+    pl->attn_copy = (yk_slab){.n_units = 1, .unit_bytes = bytes, .host = base};
+    p->max_slab = bytes > p->max_slab ? bytes : p->max_slab;
+    return put_blob(p, layer, base, &bytes);
 }
 
 /* ---- FFN --------------------------------------------------------------------------------------------------------------------------------- */
@@ -322,7 +401,10 @@ static yk_status take_buffers(placer *p)
         YK_TRY(yk_gpulane_take(l, &l->staging, l->slot_bytes, &l->slot[i], p->err));
         YK_TRY(yk_gpulane_check(l, l->t->event_record(l->compute, l->ev[YK_EV_FREE + i]), "an event", p->err));
     }
-    return YK_OK;
+    if (!p->blobs)
+        return YK_OK;
+    YK_TRY(yk_lane_kv_open(l, e->kv.n_blocks, p->err));
+    return yk_gpulane_take(l, &l->staging, (uint64_t)e->kv.n_blocks * 2 * e->d.kv_half, &l->kv_scratch, p->err);
 }
 
 /* Host memory that copies use, page-locked where the device can. */
@@ -370,7 +452,8 @@ static yk_status place_head(placer *p)
 /* Bytes of all slices that are packed on the host; what goes to the device is added to its arena's expectation and to the total. */
 static uint64_t count_bytes(placer *p)
 {
-    uint64_t packed = 0;
+    uint64_t packed = p->blobs;
+    p->packer->total += p->blobs;
     for (uint32_t layer = 0; layer < p->plan->n_layers; layer++)
         for (uint32_t i = 0; i < p->plan->layers[layer].n_slices; i++) {
             const yk_slice *s = &p->plan->layers[layer].slices[i];
@@ -388,6 +471,21 @@ static uint64_t count_bytes(placer *p)
                 p->l->weights.remaining += bytes + 2 * 256;
         }
     return packed;
+}
+
+/* Page-lock what is copied from, where the device can: copies then go straight from there, one at a time. Locking takes all of
+ * the memory, so KV only where the plan counts all of it as the host's. */
+static void lock_host(placer *p)
+{
+    yk_gpulane *l = p->l;
+    yk_engine *e = p->e;
+    bool all_kv = p->blobs > 0;
+    for (uint32_t layer = 0; layer < p->plan->n_layers; layer++)
+        all_kv = all_kv && p->plan->layers[layer].attn_home == YK_HOST;
+    if (e->packed.size)
+        l->packed_locked = l->t->host_register(l->gpu, e->packed.base, e->packed.size) == YK_OK;
+    if (all_kv)
+        l->kv_locked = l->t->host_register(l->gpu, e->kv.arena.base, e->kv.arena.size) == YK_OK;
 }
 
 /* Packing for the CPU alone only where memory is at hand; what the device copies has to be packed. */
@@ -422,6 +520,9 @@ yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape
         e->places[layer].parts = yk_alloc(YK_MEM_PLAN, e->d.n_parts, sizeof *e->places->parts);
         if (!e->places[layer].parts)
             return yk_fail_memory(err, e->d.n_parts * sizeof *e->places->parts, "a placement");
+        e->places[layer].attn = plan->layers[layer];
+        e->places[layer].attn.slices = NULL;
+        e->places[layer].attn.n_slices = 0;
         if (plan->layers[layer].attn_home != YK_HOST)
             lane->kv.remaining += (uint64_t)e->kv.n_blocks * 2 * e->d.kv_half + YK_LANE_ALIGN;
         if (plan->layers[layer].attn_home != YK_HOST)
@@ -432,19 +533,20 @@ yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape
     if (!p.packer)
         return yk_fail_memory(err, sizeof *p.packer, "packing weights");
     *p.packer = (yk_packer){.e = e, .progress = o->progress, .progress_user = o->progress_user};
-    yk_status st = choose_packing(&p, o, &packed);
+    yk_status st = count_blobs(&p);
+    if (st == YK_OK)
+        st = choose_packing(&p, o, &packed);
     if (st == YK_OK)
         st = yk_arena_open(&e->packed, YK_MEM_WEIGHTS, packed, true, err);
     for (uint32_t layer = 0; st == YK_OK && layer < n_layers; layer++) {
-        if (plan->layers[layer].attn_home != YK_HOST)
-            st = place_attention(&p, layer);
+        st = place_attention(&p, layer);
         if (st == YK_OK)
             st = place_ffn(&p, layer);
     }
     if (st == YK_OK)
         st = yk_packer_flush(p.packer, err);
-    if (st == YK_OK && e->packed.size) /* one copy at a time straight from there, where the device can lock it */
-        lane->packed_locked = lane->t->host_register(lane->gpu, e->packed.base, e->packed.size) == YK_OK;
+    if (st == YK_OK)
+        lock_host(&p);
     if (st == YK_OK)
         st = place_head(&p);
     if (st == YK_OK)

@@ -227,14 +227,19 @@ static yk_k_kv kv_of(const run *r, const yk_layer_place *pl)
                      .f16 = r->e->kv_f16};
 }
 
-static yk_status attend(run *r, uint32_t layer)
+/* Positions that attention of a layer looks back; 0: all. */
+static uint32_t window_of(const run *r, uint32_t layer)
+{
+    const yk_model *m = r->e->model;
+    return m->arch->flags & YK_ARCH_WINDOW_EVEN && layer % 2 == 0 ? m->hp.window : 0;
+}
+
+static yk_status attend(run *r, uint32_t layer, const yk_layer_place *pl)
 {
     yk_gpulane *l = r->l;
     const yk_model *m = r->e->model;
     const yk_dims *d = &r->e->d;
     const yk_layer *w = &m->layers[layer];
-    const yk_layer_place *pl = &r->e->places[layer];
-    const uint32_t window = m->arch->flags & YK_ARCH_WINDOW_EVEN && layer % 2 == 0 ? m->hp.window : 0;
     const yk_k_rope_kv rope = {.qkv = l->qkv,
                                .q_b = pl->q_b,
                                .k_b = pl->k_b,
@@ -269,7 +274,7 @@ static yk_status attend(run *r, uint32_t layer)
                                 .n_heads = m->hp.n_heads,
                                 .n_kv_heads = m->hp.n_kv_heads,
                                 .head_dim = m->hp.head_dim,
-                                .window = window,
+                                .window = window_of(r, layer),
                                 .mean_positions = r->step->pos[r->n - 1] + 1,
                                 .scale = 1.0f / sqrtf((float)m->hp.head_dim)};
     product p = {.w = &w->q,
@@ -286,6 +291,11 @@ static yk_status attend(run *r, uint32_t layer)
     YK_TRY(multiply(r, &p));
     p.w = &w->v, p.mat = &pl->v, p.y = yk_mem_at(l->qkv, ((size_t)d->n_q + d->n_kv) * sizeof(float));
     YK_TRY(multiply(r, &p));
+    if (!r->e->places[layer].attn_dev) {
+        GPU(l->t->event_wait(l->compute, l->ev[YK_EV_KV_FREE]), "an event");
+        if (l->n_kv_list)
+            GPU(l->t->event_wait(l->compute, l->ev[YK_EV_KV_UP]), "an event");
+    }
     LAUNCH("rope_kv", yk_k_call_rope_kv, &rope);
     LAUNCH("attention", yk_k_call_attention, &att);
     if (yk_is_quantised(&w->o)) {
@@ -305,12 +315,11 @@ static yk_status attend(run *r, uint32_t layer)
     return multiply(r, &p);
 }
 
-static yk_status route(run *r, uint32_t layer)
+static yk_status route(run *r, uint32_t layer, const yk_layer_place *pl)
 {
     yk_gpulane *l = r->l;
     const yk_model *m = r->e->model;
     const yk_layer *w = &m->layers[layer];
-    const yk_layer_place *pl = &r->e->places[layer];
     const uint32_t n_experts = w->router.n_rows;
     yk_k_rowmat mat = {.w = pl->router,
                        .x = l->norm,
@@ -342,32 +351,19 @@ static yk_status route(run *r, uint32_t layer)
     return YK_OK;
 }
 
-/* Everything of a layer up to its FFN, for a layer whose attention is on the device, and what the host needs of it. */
-static yk_status enqueue_attention(run *r, uint32_t layer)
+/* What the host needs of a layer whose attention is on the device. */
+static yk_status rows_down(run *r, uint32_t layer)
 {
     yk_gpulane *l = r->l;
     yk_engine *e = r->e;
     const yk_layer *w = &e->model->layers[layer];
-    const yk_layer_place *pl = &e->places[layer];
     const uint32_t k = e->model->hp.n_used;
-    const bool q8 = yk_any_quantised((const yk_weight *const[]){&w->q, &w->k, &w->v}, 3);
-    const bool ffn_q8 = yk_any_quantised(
-        (const yk_weight *const[]){&w->gate, &w->up, w->moe ? &w->sh_gate : NULL, w->moe ? &w->sh_up : NULL}, 4);
-    yk_lane_mark *m = mark(r, l->compute, (task){YK_TRACE_GPU, "attention", yk_k_matvec_name(w->q.type, r->n), layer});
-    YK_TRY(take_pending(r, pl->attn_norm, pl->attn_norm_b, q8));
-    YK_TRY(attend(r, layer));
-    YK_TRY(add_norm(r, l->y_attn, (yk_gpu_mem){0}, pl->ffn_norm, pl->ffn_norm_b, ffn_q8));
-    mark_end(r, l->compute, m, 0);
-    if (w->moe) {
-        m = mark(r, l->compute, (task){YK_TRACE_GPU, "route", "route", layer});
-        YK_TRY(route(r, layer));
-        mark_end(r, l->compute, m, 0);
-    }
-    if (!w->moe && !pl->cpu_part[r->step->bucket])
+    const bool cpu = e->places[layer].cpu_part[r->step->bucket];
+    if (!w->moe && !cpu)
         return YK_OK;
     YK_TRY(after(r, l->compute, l->down, YK_EV_FFN_IN));
     const size_t row0 = (size_t)r->e->virtual_worker * e->d.n_tokens;
-    if (pl->cpu_part[r->step->bucket])
+    if (cpu)
         YK_TRY(copy_down(r, (copy){"rows", layer, (uint64_t)r->n * e->d.n_in * sizeof(float)}, e->buf.norm + row0 * e->d.n_in,
                          l->norm));
     if (w->moe) {
@@ -378,6 +374,46 @@ static yk_status enqueue_attention(run *r, uint32_t layer)
                              l->sh_weight));
     }
     return signal_host(r, l->down);
+}
+
+static yk_status take_slot(run *r, const yk_slab *slab, uint32_t layer, uint32_t *slot);
+static yk_status kv_down(run *r, uint32_t layer, uint32_t slot);
+static yk_status fill_ahead(run *r, uint32_t layer, bool attention);
+
+/* Everything of a layer up to its FFN, for a layer whose attention is on the device, and what the host needs of it. */
+static yk_status enqueue_attention(run *r, uint32_t layer)
+{
+    yk_gpulane *l = r->l;
+    const yk_layer *w = &r->e->model->layers[layer];
+    const yk_layer_place *pl = &r->e->places[layer];
+    const bool copied = !pl->attn_dev;
+    yk_layer_place in_slot;
+    uint32_t slot = 0;
+    if (copied) {
+        YK_TRY(take_slot(r, &pl->attn_copy, layer, &slot));
+        in_slot = yk_lane_attn_in(l, layer, slot);
+        pl = &in_slot;
+    }
+    const bool q8 = yk_any_quantised((const yk_weight *const[]){&w->q, &w->k, &w->v}, 3);
+    const bool ffn_q8 = yk_any_quantised(
+        (const yk_weight *const[]){&w->gate, &w->up, w->moe ? &w->sh_gate : NULL, w->moe ? &w->sh_up : NULL}, 4);
+    yk_lane_mark *m = mark(r, l->compute, (task){YK_TRACE_GPU, "attention", yk_k_matvec_name(w->q.type, r->n), layer});
+    YK_TRY(take_pending(r, pl->attn_norm, pl->attn_norm_b, q8));
+    YK_TRY(attend(r, layer, pl));
+    YK_TRY(add_norm(r, l->y_attn, (yk_gpu_mem){0}, pl->ffn_norm, pl->ffn_norm_b, ffn_q8));
+    mark_end(r, l->compute, m, 0);
+    if (w->moe) {
+        m = mark(r, l->compute, (task){YK_TRACE_GPU, "route", "route", layer});
+        YK_TRY(route(r, layer, pl));
+        mark_end(r, l->compute, m, 0);
+    }
+    if (copied)
+        GPU(l->t->event_record(l->compute, l->ev[YK_EV_FREE + slot]), "an event");
+    YK_TRY(rows_down(r, layer));
+    if (!copied)
+        return YK_OK;
+    YK_TRY(kv_down(r, layer, slot));
+    return fill_ahead(r, layer, false);
 }
 
 /* What the device sent becomes the result of the stages that would have computed it. */
@@ -409,34 +445,99 @@ static void adopt_device_rows(run *r, uint32_t layer)
 
 /* ---- FFN on the device ------------------------------------------------------------------------------------------------------------------ */
 
-/* A CG slab into the next staging slot, when what used that slot before is done. */
-static yk_status fill_slot(run *r, const yk_slab *slab, uint32_t layer, uint32_t *slot)
+/* K and V of committed positions to the scratch, once the layer before that used it has done with it. */
+static yk_status kv_up(run *r, uint32_t layer)
 {
     yk_gpulane *l = r->l;
-    *slot = l->next_slot;
-    l->next_slot = (l->next_slot + 1) % YK_LANE_SLOTS;
-    GPU(l->t->event_wait(l->fill_up, l->ev[YK_EV_FREE + *slot]), "an event");
-    YK_TRY(copy_on(r, l->fill_up, (copy){"weights", layer, slab->unit_bytes * slab->n_units}, l->slot[*slot], slab->host));
-    GPU(l->t->event_record(l->fill_up, l->ev[YK_EV_FILLED + *slot]), "an event");
+    const yk_engine *e = r->e;
+    const uint64_t block = 2 * e->d.kv_half;
+    uint64_t bytes = 0;
+    if (!l->n_kv_list)
+        return YK_OK;
+    GPU(l->t->event_wait(l->fill_up, l->ev[YK_EV_KV_FREE]), "an event");
+    yk_lane_mark *m = mark(r, l->fill_up, (task){YK_TRACE_UP, "kv", "copy", layer});
+    for (uint32_t i = 0; i < l->n_kv_list; i++) {
+        const yk_lane_kv *kv = &l->kv_list[i];
+        if (!yk_lane_kv_read(kv, window_of(r, layer)))
+            continue;
+        GPU(l->t->copy_to_device(l->fill_up, yk_mem_at(l->kv_scratch, kv->to * block), yk_kv_layer(&e->kv, kv->from, layer),
+                                 block),
+            "a copy to the device");
+        bytes += block;
+    }
+    mark_end(r, l->fill_up, m, bytes);
+    GPU(l->t->event_record(l->fill_up, l->ev[YK_EV_KV_UP]), "an event");
     GPU(l->t->stream_flush(l->fill_up), "a stream");
     return YK_OK;
 }
 
-/* Start the copies of the first CG slabs of a dense layer. All launches that use slots must have been enqueued, those of slabs ahead excepted. */
-static yk_status fill_ahead(run *r, uint32_t layer)
+/* K and V of the blocks with new positions to where the virtual worker stages them, when the attention in `slot` is done. */
+static yk_status kv_down(run *r, uint32_t layer, uint32_t slot)
+{
+    yk_gpulane *l = r->l;
+    const yk_step *s = r->step;
+    const uint64_t block = 2 * r->e->d.kv_half;
+    GPU(l->t->event_wait(l->down, l->ev[YK_EV_FREE + slot]), "an event");
+    yk_lane_mark *m = mark(r, l->down, (task){YK_TRACE_DOWN, "kv", "copy", layer});
+    for (uint32_t i = 0, n; i < s->n_kv_slices; i += n) {
+        const yk_kv_slice *ks = &s->kv_slices[i];
+        const uint32_t first = s->runs[ks->run].seq->blocks[ks->block];
+        for (n = 1; i + n < s->n_kv_slices; n++) /* blocks that are neighbours on both sides */
+            if (s->runs[ks[n].run].seq->blocks[ks[n].block] != first + n)
+                break;
+        GPU(l->t->copy_to_host(l->down, yk_staged_kv(r->e, r->e->virtual_worker, layer, i),
+                               yk_mem_at(l->kv_scratch, first * block), n * block),
+            "a copy to the host");
+    }
+    mark_end(r, l->down, m, s->n_kv_slices * block);
+    GPU(l->t->event_record(l->down, l->ev[YK_EV_KV_FREE]), "an event");
+    GPU(l->t->stream_flush(l->compute), "a stream");
+    GPU(l->t->stream_flush(l->down), "a stream");
+    return YK_OK;
+}
+
+/* A CG slab, or attention and its KV, into the next staging slot, when what used that slot before is done. */
+static yk_status fill_slot(run *r, const yk_slab *slab, uint32_t layer, uint32_t *slot)
+{
+    yk_gpulane *l = r->l;
+    const bool attention = slab == &r->e->places[layer].attn_copy;
+    *slot = l->next_slot;
+    l->next_slot = (l->next_slot + 1) % YK_LANE_SLOTS;
+    GPU(l->t->event_wait(l->fill_up, l->ev[YK_EV_FREE + *slot]), "an event");
+    YK_TRY(copy_on(r, l->fill_up, (copy){attention ? "attn" : "weights", layer, slab->unit_bytes * slab->n_units},
+                   l->slot[*slot], slab->host));
+    GPU(l->t->event_record(l->fill_up, l->ev[YK_EV_FILLED + *slot]), "an event");
+    GPU(l->t->stream_flush(l->fill_up), "a stream");
+    return attention ? kv_up(r, layer) : YK_OK;
+}
+
+static yk_status fill_one_ahead(run *r, const yk_slab *slab, uint32_t layer)
+{
+    yk_gpulane *l = r->l;
+    for (uint32_t i = 0; i < l->n_ahead; i++)
+        if (l->ahead[i].slab == slab)
+            return YK_OK;
+    YK_TRY(fill_slot(r, slab, layer, &l->ahead[l->n_ahead].slot));
+    l->ahead[l->n_ahead++].slab = slab;
+    return YK_OK;
+}
+
+/* Start the copies of a layer that are certain to be needed first: its attention (unless that has been enqueued), and the CG
+ * slabs of a dense layer. All launches that use slots must have been enqueued, those of slabs ahead excepted. */
+static yk_status fill_ahead(run *r, uint32_t layer, bool attention)
 {
     yk_gpulane *l = r->l;
     const yk_engine *e = r->e;
-    if (layer >= e->model->hp.n_layers || e->model->layers[layer].moe || l->n_ahead)
+    if (layer >= e->model->hp.n_layers || (attention && l->n_ahead))
         return YK_OK;
-    const yk_part_place *pp = &e->places[layer].parts[0];
-    for (uint32_t s = 0; s < pp->n_slabs[r->step->bucket] && l->n_ahead < YK_LANE_SLOTS; s++) {
-        const yk_slab *slab = &pp->slabs[r->step->bucket][s];
-        if (!slab->host)
-            continue;
-        YK_TRY(fill_slot(r, slab, layer, &l->ahead[l->n_ahead].slot));
-        l->ahead[l->n_ahead++].slab = slab;
-    }
+    const yk_layer_place *pl = &e->places[layer];
+    if (attention && !pl->attn_dev && yk_attn_on_device(r->step, layer))
+        YK_TRY(fill_one_ahead(r, &pl->attn_copy, layer));
+    const yk_part_place *pp = &pl->parts[0];
+    const uint32_t n = e->model->layers[layer].moe ? 0 : pp->n_slabs[r->step->bucket];
+    for (uint32_t s = 0; s < n && l->n_ahead < YK_LANE_SLOTS; s++)
+        if (pp->slabs[r->step->bucket][s].host)
+            YK_TRY(fill_one_ahead(r, &pp->slabs[r->step->bucket][s], layer));
     return YK_OK;
 }
 
@@ -550,7 +651,7 @@ static yk_status enqueue_ffn(run *r, uint32_t layer)
     const yk_bucket b = r->step->bucket;
     const yk_group *g = &r->step->dense;
     if (!e->places[layer].dev_part[b])
-        return fill_ahead(r, layer + 1);
+        return fill_ahead(r, layer + 1, true);
     GPU(l->t->fill(l->compute, l->y_dev, 0, (uint64_t)r->n * e->d.n_embd * sizeof(float)), "a fill");
     if (w->moe) {
         g = &e->buf.group[yk_stage_owner(&r->step->job, yk_stage_get(r->step, layer, YK_S_GROUP), 0)];
@@ -580,7 +681,7 @@ static yk_status enqueue_ffn(run *r, uint32_t layer)
             YK_TRY(run_slab(r, &pw, &pp->slabs[b][s]));
     }
     l->y_pending = true;
-    return fill_ahead(r, layer + 1);
+    return fill_ahead(r, layer + 1, true);
 }
 
 /* ---- joins ------------------------------------------------------------------------------------------------------------------------------- */
@@ -698,7 +799,7 @@ static yk_status ffn_after_device(run *r, uint32_t layer)
     YK_TRY(enqueue_ffn(r, layer));
     if (cpu)
         YK_TRY(expect_cpu_sum(r, layer));
-    if (layer + 1 < e->model->hp.n_layers && e->places[layer + 1].attn_dev)
+    if (layer + 1 < e->model->hp.n_layers && yk_attn_on_device(r->step, layer + 1))
         YK_TRY(enqueue_attention(r, layer + 1));
     if (cpu && !moe) {
         YK_TRY(wait_device(r, go));
@@ -739,7 +840,7 @@ static yk_status layer_on_cpu(run *r, uint32_t layer)
         YK_TRY(signal_host(r, l->down));
         r->step->flow[layer] |= YK_FLOW_DEV;
     } else {
-        YK_TRY(fill_ahead(r, layer + 1));
+        YK_TRY(fill_ahead(r, layer + 1, true));
     }
     YK_TRY(advance(r, layer, YK_S_DOWN));
     return pl->dev_part[r->step->bucket] ? wait_device(r, l->box[YK_BOX_HOST_GO]) : YK_OK;
@@ -827,7 +928,7 @@ static yk_status head_on_device(run *r)
 static yk_status fill_first(run *r)
 {
     GPU(r->l->t->event_wait(r->l->fill_up, r->l->ev[YK_EV_UP]), "an event");
-    return fill_ahead(r, 0);
+    return fill_ahead(r, 0, true);
 }
 
 static yk_status run_layers(run *r)
@@ -836,7 +937,7 @@ static yk_status run_layers(run *r)
     const uint32_t n_layers = e->model->hp.n_layers;
     bool enqueued = false; /* this layer's attention is on its way already */
     for (uint32_t layer = 0; layer < n_layers; layer++) {
-        const bool dev = e->places[layer].attn_dev, was_dev = layer && e->places[layer - 1].attn_dev;
+        const bool dev = yk_attn_on_device(r->step, layer), was_dev = layer && yk_attn_on_device(r->step, layer - 1);
         /* The CPU's workers look too, but have no part in a step that is the device's alone. */
         YK_FAIL_IF(atomic_load_explicit(&e->cancel, memory_order_relaxed), r->err, YK_ERR_CANCELLED, "cancelled");
         if (dev) {
@@ -847,7 +948,7 @@ static yk_status run_layers(run *r)
             if (!enqueued)
                 YK_TRY(enqueue_attention(r, layer));
             YK_TRY(ffn_after_device(r, layer));
-            enqueued = layer + 1 < n_layers && e->places[layer + 1].attn_dev;
+            enqueued = layer + 1 < n_layers && yk_attn_on_device(r->step, layer + 1);
         } else {
             if (was_dev)
                 YK_TRY(residual_down(r, layer - 1));
@@ -856,7 +957,7 @@ static yk_status run_layers(run *r)
             YK_TRY(layer_on_cpu(r, layer));
         }
     }
-    const bool last_dev = e->places[n_layers - 1].attn_dev;
+    const bool last_dev = yk_attn_on_device(r->step, n_layers - 1);
     if (r->e->head_dev) {
         if (!last_dev)
             YK_TRY(residual_up(r, n_layers));
@@ -873,6 +974,8 @@ yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err)
     lane->y_pending = lane->y_cpu_pending = false;
     lane->n_ahead = lane->n_marks = 0;
     memset(step->flow, 0, lane->e->model->hp.n_layers);
+    if (lane->kv_list && step->bucket == YK_B_PREFILL)
+        yk_lane_kv_collect(lane, step);
     yk_pool_begin(lane->e->pool, &step->job);
     yk_status st = send_lists(r);
     if (st == YK_OK)

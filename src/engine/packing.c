@@ -168,7 +168,8 @@ static uint32_t whole_matrices(const yk_engine *e, uint32_t layer, const yk_weig
     const yk_weight *const all[YK_W_N] = {&l->q, &l->k, &l->v, &l->o, &l->router};
     uint32_t n = 0;
     for (uint32_t i = 0; i < YK_W_N; i++) {
-        out[i] = !(e->places && e->places[layer].attn_dev) && has_form(all[i]) ? all[i] : NULL;
+        const bool there = e->places && (e->places[layer].attn_dev || (i < YK_W_ROUTER && e->places[layer].attn_copy.host));
+        out[i] = !there && has_form(all[i]) ? all[i] : NULL;
         n += out[i] != NULL;
     }
     return n;
@@ -260,10 +261,27 @@ static yk_status pack_all(yk_packer *p, yk_error *err)
     return yk_packer_flush(p, err);
 }
 
+/* Attention that is copied to the device is packed already: the CPU reads it there too. */
+static yk_status adopt_copied(yk_engine *e, yk_error *err)
+{
+    const uint32_t n = e->model->hp.n_layers;
+    for (uint32_t i = 0; e->places && i < n; i++) {
+        const yk_layer_place *pl = &e->places[i];
+        const yk_dev_mat *const from[YK_W_ROUTER] = {&pl->q, &pl->k, &pl->v, &pl->o};
+        if (!pl->attn_copy.host)
+            continue;
+        if (!e->mats && !(e->mats = yk_alloc(YK_MEM_PLAN, (size_t)n * YK_W_N, sizeof *e->mats)))
+            return yk_fail_memory(err, (size_t)n * YK_W_N * sizeof *e->mats, "tables of packed weights");
+        for (uint32_t k = 0; k < YK_W_ROUTER; k++)
+            e->mats[(size_t)i * YK_W_N + k] = (yk_packed){pl->attn_copy.host + from[k]->mem.offset, from[k]->panel_bytes};
+    }
+    return YK_OK;
+}
+
 static yk_status open_tables(yk_engine *e, uint64_t bytes, yk_error *err)
 {
     const size_t n = e->model->hp.n_layers;
-    e->mats = yk_alloc(YK_MEM_PLAN, n * YK_W_N, sizeof *e->mats);
+    e->mats = e->mats ? e->mats : yk_alloc(YK_MEM_PLAN, n * YK_W_N, sizeof *e->mats);
     e->parts = e->places ? NULL : yk_alloc(YK_MEM_PLAN, n * e->d.n_parts, sizeof *e->parts);
     if (!e->mats || (!e->places && !e->parts))
         return yk_fail_memory(err, n * (YK_W_N * sizeof *e->mats + e->d.n_parts * sizeof *e->parts), "tables of packed weights");
@@ -274,6 +292,7 @@ yk_status yk_engine_pack(yk_engine *e, const yk_engine_opts *o, yk_error *err)
 {
     const uint64_t bytes = pack_bytes(e);
     yk_cpu_info cpu;
+    YK_TRY(adopt_copied(e, err));
     if (o->no_repack || !bytes)
         return YK_OK;
     YK_TRY(yk_topology_info(&cpu, err));

@@ -51,7 +51,11 @@ typedef struct yk_dev_mat {
 } yk_dev_mat;
 
 typedef struct yk_layer_place {
-    bool attn_dev;
+    bool attn_dev;      /* attention and its KV live on the device */
+    yk_plan_layer attn; /* what the plan says of attention, without slices: yk_plan_attn_on_device */
+    /* Attention of the host that is copied in prefill: its bytes there, one slab of one unit. Matrices and vectors up to
+     * sh_router are then offsets in it (handle NULL); yk_lane_attn_in says where they are in a slot. */
+    yk_slab attn_copy;
     yk_dev_mat q, k, v, o;
     yk_gpu_mem attn_norm, attn_norm_b, q_b, k_b, v_b, o_b, q_norm, k_norm, sinks, ffn_norm, ffn_norm_b;
     yk_gpu_mem router, router_b, sh_router;

@@ -20,6 +20,12 @@ static inline uint32_t yk_token_owner(const yk_step *step, const yk_stage *st, u
     return yk_stage_owner(&step->job, st, t / YK_TOKEN_SLICE);
 }
 
+/* K, then V, of a staged block of one layer in the memory of worker `owner`; the blocks of a layer are one behind the other. */
+static inline uint8_t *yk_staged_kv(const yk_engine *e, uint32_t owner, uint32_t layer, uint32_t kv_slice)
+{
+    return e->buf.kv + (((size_t)owner * e->model->hp.n_layers + layer) * e->d.n_kv_slices + kv_slice) * 2 * e->d.kv_half;
+}
+
 /* Row ranges of one matrix in a row stage. */
 typedef struct yk_rows {
     uint32_t n_rows, per_slice, n_slices;

@@ -109,12 +109,6 @@ void yk_stage_qkv(const yk_stage *st, uint32_t slice, yk_worker *w)
     }
 }
 
-/* K, then V, of a staged block of one layer in the memory of worker `owner`. */
-static uint8_t *staged(const yk_engine *e, uint32_t owner, uint32_t layer, uint32_t kv_slice)
-{
-    return e->buf.kv + (((size_t)owner * e->model->hp.n_layers + layer) * e->d.n_kv_slices + kv_slice) * 2 * e->d.kv_half;
-}
-
 static void norm_heads(const yk_engine *e, float *x, const float *weight, uint32_t n_heads)
 {
     const uint32_t hd = e->model->hp.head_dim;
@@ -159,7 +153,7 @@ void yk_stage_rope_kv(const yk_stage *st, uint32_t slice, yk_worker *w)
     const yk_rows rq = yk_rows_of(&l->q, step->n_tokens), rk = yk_rows_of(&l->k, step->n_tokens),
                   rv = yk_rows_of(&l->v, step->n_tokens);
     float *row = yk_scratch_of(step, w).row, *k = row + e->d.n_q, *v = k + e->d.n_kv;
-    uint8_t *block = staged(e, w->index, st->layer, slice);
+    uint8_t *block = yk_staged_kv(e, w->index, st->layer, slice);
     if (ks->old)
         copy_old(e, yk_kv_layer(&e->kv, step->runs[ks->run].read_first, st->layer), ks->old, block);
     for (uint32_t t = ks->first; t < ks->first + ks->n; t++) {
@@ -209,7 +203,7 @@ void yk_stage_attn(const yk_stage *st, uint32_t slice, yk_worker *w)
             k = yk_kv_layer(&e->kv, table[b], st->layer);
         } else {
             const uint32_t i = run->kv_slice0 + b - staged0;
-            k = staged(e, yk_stage_owner(&step->job, rope, i), st->layer, i);
+            k = yk_staged_kv(e, yk_stage_owner(&step->job, rope, i), st->layer, i);
         }
         s.k_blocks[b] = k + head_bytes;
         s.v_blocks[b] = k + e->d.kv_half + head_bytes;

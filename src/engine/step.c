@@ -170,8 +170,10 @@ static bool runs_here(const yk_step *step, uint32_t layer, enum yk_stage_kind ki
     const yk_engine *e = step->engine;
     const yk_layer_place *pl = &e->places[layer];
     const bool cpu = pl->cpu_part[step->bucket], moe = e->model->layers[layer].moe;
+    const bool attn_dev = yk_attn_on_device(step, layer);
     switch (kind) {
-    case YK_S_FFN_IN: return !pl->attn_dev || cpu || moe;
+    case YK_S_FFN_IN:
+        return !attn_dev || cpu || moe;
     case YK_S_ROUTE:
     case YK_S_GROUP: return moe;
     case YK_S_GATE_UP:
@@ -179,7 +181,8 @@ static bool runs_here(const yk_step *step, uint32_t layer, enum yk_stage_kind ki
     case YK_S_DOWN: return cpu;
     case YK_S_HEAD_IN:
     case YK_S_HEAD: return !e->head_dev;
-    default: return !pl->attn_dev;
+    default:
+        return !attn_dev;
     }
 }
 
@@ -275,14 +278,14 @@ static void commit_kv(const yk_step *step)
     for (uint32_t layer = 0; layer < e->model->hp.n_layers; layer++) {
         if (e->places && e->places[layer].attn_dev)
             continue; /* the device appends to its own blocks */
+        const bool from_device = yk_attn_on_device(step, layer); /* staged as the virtual worker's */
         const yk_stage *rope = yk_stage_get(step, layer, YK_S_ROPE_KV);
         for (uint32_t i = 0; i < step->n_kv_slices; i++) {
             const yk_kv_slice *ks = &step->kv_slices[i];
             const yk_run *run = &step->runs[ks->run];
-            const size_t owner = yk_stage_owner(&step->job, rope, i);
+            const uint32_t owner = from_device ? e->virtual_worker : yk_stage_owner(&step->job, rope, i);
             const uint32_t from = run->copied && i == run->kv_slice0 ? 0 : ks->old, to = ks->old + ks->n;
-            const uint8_t *src =
-                e->buf.kv + ((owner * e->model->hp.n_layers + layer) * e->d.n_kv_slices + i) * 2 * e->d.kv_half + from * pos_bytes;
+            const uint8_t *src = yk_staged_kv(e, owner, layer, i) + from * pos_bytes;
             uint8_t *dst = yk_kv_layer(&e->kv, run->seq->blocks[ks->block], layer) + from * pos_bytes;
             for (uint32_t h = 0; h < 2 * e->model->hp.n_kv_heads; h++)
                 memcpy(dst + h * head_bytes, src + h * head_bytes, (to - from) * pos_bytes);

@@ -186,7 +186,7 @@ void yk_trace_stage(void *user, const yk_stage *stage, uint64_t start_ns, uint64
     const yk_step *step = yk_step_of(stage);
     const uint32_t i = (uint32_t)(stage - step->job.stages), tail = e->model->hp.n_layers * YK_S_PER_LAYER;
     const enum yk_stage_kind kind = i >= tail ? YK_S_HEAD_IN + (i - tail) : i % YK_S_PER_LAYER;
-    if ((kind == YK_S_FFN_IN || kind == YK_S_ROUTE) && e->places && e->places[stage->layer].attn_dev)
+    if ((kind == YK_S_FFN_IN || kind == YK_S_ROUTE) && yk_attn_on_device(step, stage->layer))
         return; /* the device's results */
     const yk_weight *w = weight_of(e, stage->layer, kind);
     yk_trace_add(e->trace, &(yk_trace_rec){.start_ns = start_ns,
