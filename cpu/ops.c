@@ -5,8 +5,10 @@
 
 #include "cpu/ref/ref.h"
 
-#ifdef YK_HAVE_AMX
+#ifdef YK_HAVE_AVX2
 #include <cpuid.h>
+#endif
+#ifdef YK_HAVE_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -15,6 +17,16 @@ static bool always(void)
 {
     return true;
 }
+
+#ifdef YK_HAVE_AVX2
+/* clang 14 has no name for F16C here. */
+static bool has_avx2(void)
+{
+    const uint32_t f16c = 1u << 29; /* leaf 1, ecx */
+    uint32_t a, b, c, d;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c & f16c);
+}
+#endif
 
 #ifdef YK_HAVE_AVX512
 static bool has_avx512(void)
@@ -44,6 +56,9 @@ static const struct level {
     void (*fill)(yk_ops *ops);
 } levels[] = {
     {YK_ISA_REF, always, yk_ops_fill_ref},
+#ifdef YK_HAVE_AVX2
+    {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2},
+#endif
 #ifdef YK_HAVE_AVX512
     {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512},
     {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512_attention},

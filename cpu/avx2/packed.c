@@ -1,0 +1,864 @@
+/* packed.c - packed weights times activations by AVX2, with the bits of cpu/avx512/packed.c. Layout: docs/kernels/layout.md;
+ * contract and order of sums: docs/kernels/packed.md.
+ *
+ * One 32-bit lane is one row: a register is four columns of 8 rows, a tile has two halves of 8 rows, which share each broadcast of four activations.
+ * vpmaddubsw multiplies unsigned codes and signed activations and adds pairs in 16 bits; such sums grow over as many groups of columns as cannot
+ * overflow (`flush_of`), then one vpmaddwd makes them 32 bits wide. Codes of 8 bits and of the IQ4 table would saturate as unsigned numbers: their sign goes
+ * to the activation instead (|w| times sign(a, w), at most 2 x 128 x 127 a pair).
+ * Up to four tokens meet a tile as it lies in memory. More: it is expanded once to bytes and f32 scales, in L1, and meets them four by four. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "cpu/ops.h"
+#include "cpu/tile.h"
+
+/* The rest of this file, and nothing else, is compiled for this level; ops.c asks the CPU before it uses it. */
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    LANES = 8,   /* rows of a register; a tile has two such halves */
+    INTS = 4,    /* most tokens of a step of low-bit types: 8 sums, two registers of codes, a broadcast */
+    FLOATS = 6,  /* of a step of float types: 12 sums, two registers of weights, a broadcast */
+    CHUNK = 16,  /* panels of which sums are kept at a time where tiles lie apart */
+    AHEAD = 4,   /* columns of tiles fetched into L2 there */
+    PASS = 60,   /* tokens that meet a tile before the next one comes: their activations and an expanded tile take 25 KiB */
+    NEAR = 2048, /* prefetch distances into L1 and L2, as measured for AVX-512: docs/SPEED.md */
+    FAR = 16384
+};
+
+typedef struct group {
+    uint32_t at, n; /* tokens at .. at + n - 1 of the pass */
+    const int8_t *q[FLOATS];
+    const float *scale[FLOATS], *x[FLOATS];
+    const int16_t *sum[FLOATS];
+} group;
+
+/* A tile, ready for products. */
+typedef struct expanded {
+    _Alignas(64) uint8_t q[64 * 64]; /* [group of 4 columns][16 rows][4] */
+    union {
+        float scale[16][YK_TILE_ROWS];  /* [block or half block][row]; types with d of a tile: the 8-bit scale alone */
+        int32_t pair[16][YK_TILE_ROWS]; /* Q2_K, Q3_K: it twice, in 16 bits each */
+    };
+    union {
+        float min[8][YK_TILE_ROWS];        /* Q4_1, Q5_1: what is added; Q4_K, Q5_K: the 8-bit minimum alone */
+        int32_t min_pair[8][YK_TILE_ROWS]; /* Q2_K: minima of both half blocks, in 16 bits each */
+    };
+    float d[2][YK_TILE_ROWS]; /* d and dmin of a tile */
+} expanded;
+
+/* One step: y[16 t + row] += tile of n_cols columns x activations from column col on, tokens t of the group. */
+typedef struct step {
+    const uint8_t *w;
+    expanded *e;
+    uint32_t n_cols, col;
+    const group *a;
+    float *y;
+    bool fetch;
+} step;
+typedef void (*step_fn)(const step *s);
+
+/* What a step is compiled for; constants at each call. */
+typedef struct form {
+    yk_type type;
+    int n;
+    bool ready; /* the tile is expanded */
+} form;
+
+INLINE __m256i four(const int8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, 4);
+    return _mm256_set1_epi32(v);
+}
+
+INLINE __m256i load(const uint8_t *p)
+{
+    return _mm256_load_si256((const __m256i *)(const void *)p);
+}
+
+INLINE __m128i eight(const uint8_t *p)
+{
+    return _mm_loadl_epi64((const __m128i *)(const void *)p);
+}
+
+INLINE __m256 halves(const uint8_t *p)
+{
+    return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)(const void *)p));
+}
+
+INLINE __m256 bytes_u(const uint8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight(p)));
+}
+
+INLINE __m256 bytes_s(const uint8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight(p)));
+}
+
+/* 2^(e - 128): exponents 0 and 1 need a denormal, 255 is NaN. */
+INLINE __m256 exponents(const uint8_t *p)
+{
+    const __m256i e = _mm256_cvtepu8_epi32(eight(p));
+    const __m256i v = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    const __m256i w = _mm256_blendv_epi8(v, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e));
+    return _mm256_castsi256_ps(
+        _mm256_blendv_epi8(w, _mm256_set1_epi32(0x7fc00000), _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255))));
+}
+
+/* Lines [at, end) of what comes NEAR and FAR behind p. Addresses past the weights are harmless. */
+INLINE void prefetch(const uint8_t *p, uint32_t at, uint32_t end, bool far)
+{
+    for (uint32_t l = at & ~63u; l < (end & ~63u); l += 64) {
+        _mm_prefetch((const char *)p + NEAR + l, _MM_HINT_T0);
+        if (far)
+            _mm_prefetch((const char *)p + FAR + l, _MM_HINT_T1);
+    }
+}
+
+/* ---- what types differ in; constants where a step is compiled ---- */
+
+INLINE bool is_q2(yk_type type) /* codes of two bits, scales of half blocks that meet as integers */
+{
+    return type == YK_TYPE_Q2_K || type == YK_TYPE_Q3_K;
+}
+
+INLINE bool has_super(yk_type type) /* d of a tile, 8-bit scales */
+{
+    return is_q2(type) || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K || type == YK_TYPE_Q6_K || type == YK_TYPE_IQ4_XS;
+}
+
+INLINE bool has_min(yk_type type)
+{
+    return type == YK_TYPE_Q4_1 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q2_K || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K;
+}
+
+INLINE bool has_fifth(yk_type type)
+{
+    return type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q5_K;
+}
+
+INLINE bool is_signed(yk_type type)
+{
+    return type == YK_TYPE_Q8_0 || type == YK_TYPE_IQ4_NL || type == YK_TYPE_IQ4_XS;
+}
+
+/* What unsigned codes are too large by. */
+INLINE int offset_of(yk_type type)
+{
+    switch (type) {
+    case YK_TYPE_Q4_0:
+        return 8;
+    case YK_TYPE_Q5_0:
+        return 16;
+    case YK_TYPE_Q6_K:
+        return 32;
+    case YK_TYPE_Q3_K:
+        return 4;
+    case YK_TYPE_MXFP4:
+        return 12;
+    default:
+        return 0;
+    }
+}
+
+/* Groups of columns whose 16-bit sums cannot overflow: 2 * largest code * 127 * groups < 2^15. */
+INLINE int flush_of(yk_type type)
+{
+    if (is_signed(type))
+        return 1;
+    if (type == YK_TYPE_Q6_K)
+        return 2;
+    return has_fifth(type) || type == YK_TYPE_MXFP4 ? 4 : 8;
+}
+
+/* ---- codes and scales ---- */
+
+/* (h shifted so that bit or bits `from` come to `to`) & mask | low */
+INLINE __m256i put_high(__m256i low, __m256i h, int from, int to, __m256i mask)
+{
+    const __m256i s = from < to ? _mm256_slli_epi16(h, to - from) : from > to ? _mm256_srli_epi16(h, from - to) : h;
+    return _mm256_or_si256(_mm256_and_si256(s, mask), low);
+}
+
+/* Codes of group j of block b, half `half` of the rows; unsigned, or signed where is_signed. */
+INLINE __m256i codes(const form *f, const step *s, const yk_tile *g, uint32_t b, int j, int half)
+{
+    const yk_type type = f->type;
+    const uint32_t in = 32 * (uint32_t)half;
+    if (f->ready)
+        return load(s->e->q + 512 * b + 64 * j + in);
+    if (type == YK_TYPE_Q8_0)
+        return load(s->w + 512 * b + 64 * j + in);
+    if (is_q2(type)) {
+        const __m256i c = load(s->w + 128 * b + 64 * (j / 4) + in);
+        const __m256i two = _mm256_and_si256(j % 4 ? _mm256_srli_epi16(c, 2 * (j % 4)) : c, _mm256_set1_epi8(3));
+        return type == YK_TYPE_Q3_K ? put_high(two, load(s->w + g->high + 64 * b + in), j, 2, _mm256_set1_epi8(4)) : two;
+    }
+    const __m256i both = load(s->w + 256 * b + 64 * (j % 4) + in);
+    const __m256i c = _mm256_and_si256(j < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
+    if (has_fifth(type))
+        return put_high(c, load(s->w + g->high + 64 * b + in), j, 4, _mm256_set1_epi8(0x10));
+    if (type == YK_TYPE_Q6_K)
+        return put_high(c, load(s->w + g->high + 128 * b + 64 * (j / 4) + in), 2 * (j % 4), 4, _mm256_set1_epi8(0x30));
+    const __m128i iq4 = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
+    const __m128i fp4 = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0); /* twice the value, + 12 */
+    if (is_signed(type))
+        return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(iq4), c);
+    return type == YK_TYPE_MXFP4 ? _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(fp4), c) : c;
+}
+
+/* Scales of block b, or of its part, for 8 rows. */
+INLINE __m256 scales(const form *f, const step *s, const yk_tile *g, uint32_t b, int part, int half)
+{
+    const uint32_t in = LANES * (uint32_t)half;
+    const uint8_t *w = s->w;
+    if (f->ready)
+        return _mm256_load_ps(s->e->scale[f->type == YK_TYPE_Q6_K ? 2 * b + (uint32_t)part : b] + in);
+    switch (f->type) {
+    case YK_TYPE_Q4_K:
+    case YK_TYPE_Q5_K:
+        return bytes_u(w + g->sub + 16 * b + in);
+    case YK_TYPE_Q6_K:
+        return bytes_s(w + g->sub + 32 * b + 16 * part + in);
+    case YK_TYPE_IQ4_XS:
+        return bytes_s(w + g->sub + 16 * b + in);
+    case YK_TYPE_MXFP4:
+        return exponents(w + g->sub + 16 * b + in);
+    default:
+        return halves(w + g->scale + 32 * b + 2 * in);
+    }
+}
+
+INLINE __m256 minima(const form *f, const step *s, const yk_tile *g, uint32_t b, int half)
+{
+    const uint32_t in = LANES * (uint32_t)half;
+    if (f->ready)
+        return _mm256_load_ps(s->e->min[b] + in);
+    return has_super(f->type) ? bytes_u(s->w + g->sub_min + 16 * b + in) : halves(s->w + g->min + 32 * b + 2 * in);
+}
+
+/* Q2_K, Q3_K: scales of half block `part` of block b, twice in each lane. */
+INLINE __m256i scale_pairs(const form *f, const step *s, const yk_tile *g, uint32_t b, int part, int half)
+{
+    if (f->ready)
+        return load((const uint8_t *)(s->e->pair[2 * b + (uint32_t)part] + LANES * half));
+    const __m128i v = eight(s->w + g->sub + 32 * b + 16 * part + LANES * half);
+    if (f->type == YK_TYPE_Q3_K)
+        return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(v, v));
+    const __m128i sc = _mm_and_si128(v, _mm_set1_epi8(15));
+    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(sc, sc));
+}
+
+/* Q2_K: minima of both half blocks of block b in each lane. */
+INLINE __m256i min_pairs(const form *f, const step *s, const yk_tile *g, uint32_t b, int half)
+{
+    if (f->ready)
+        return load((const uint8_t *)(s->e->min_pair[b] + LANES * half));
+    const uint8_t *at = s->w + g->sub + 32 * b + LANES * half;
+    const __m128i v = _mm_unpacklo_epi8(eight(at), eight(at + YK_TILE_ROWS));
+    return _mm256_cvtepi8_epi16(_mm_and_si128(_mm_srli_epi16(v, 4), _mm_set1_epi8(15)));
+}
+
+/* The whole tile into s->e. */
+INLINE void expand(yk_type type, const step *s)
+{
+    const form f = {type, 0, false};
+    const bool super = has_super(type), mins = has_min(type);
+    const uint32_t blocks = super ? 8 : s->n_cols / 32;
+    const yk_tile g = yk_tile_of(type, 32 * blocks);
+    expanded *e = s->e;
+    for (uint32_t b = 0; b < blocks; b++) {
+        prefetch(s->w, b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++)
+                _mm256_store_si256((__m256i *)(void *)(e->q + 512 * b + 64 * j + 32 * h), codes(&f, s, &g, b, j, h));
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            const int in = LANES * h;
+            if (is_q2(type)) {
+#pragma GCC unroll 2
+                for (int part = 0; part < 2; part++)
+                    _mm256_store_si256((__m256i *)(void *)(e->pair[2 * b + (uint32_t)part] + in),
+                                       scale_pairs(&f, s, &g, b, part, h));
+                if (mins)
+                    _mm256_store_si256((__m256i *)(void *)(e->min_pair[b] + in), min_pairs(&f, s, &g, b, h));
+                continue;
+            }
+            if (type == YK_TYPE_Q6_K) {
+                _mm256_store_ps(e->scale[2 * b] + in, scales(&f, s, &g, b, 0, h));
+                _mm256_store_ps(e->scale[2 * b + 1] + in, scales(&f, s, &g, b, 1, h));
+            } else {
+                _mm256_store_ps(e->scale[b] + in, scales(&f, s, &g, b, 0, h));
+            }
+            if (mins)
+                _mm256_store_ps(e->min[b] + in, minima(&f, s, &g, b, h));
+        }
+    }
+    const int n_d = !super ? 0 : mins ? 4 : 2;
+    for (int i = 0; i < n_d; i++)
+        _mm256_store_ps(e->d[0] + LANES * i, halves(s->w + g.scale + 2 * LANES * i));
+}
+
+/* ---- products ---- */
+
+/* What a token brings to a tile besides its codes. */
+typedef struct start {
+    int32_t off[INTS][16]; /* - offset of codes x sum of activations, of each block (or half block) */
+    float fsum[INTS][8];   /* types with minima: scale x sum of each block */
+} start;
+
+INLINE void start_from(yk_type type, int n, const group *a, uint32_t b0, uint32_t blocks, start *st)
+{
+    const int offset = offset_of(type);
+    if (offset == 0 && (!has_min(type) || is_q2(type)))
+        return;
+    for (int t = 0; t < n; t++) {
+        _Alignas(32) int16_t sums[16] = {0};
+        _Alignas(32) float scale[8] = {0};
+        if (blocks < 8) {
+            memcpy(sums, a->sum[t] + 2 * (size_t)b0, 4 * (size_t)blocks);
+            memcpy(scale, a->scale[t] + b0, 4 * (size_t)blocks);
+        } else {
+            memcpy(sums, a->sum[t] + 2 * (size_t)b0, sizeof sums);
+            memcpy(scale, a->scale[t] + b0, sizeof scale);
+        }
+        const __m256i v = load((const uint8_t *)sums);
+        if (type == YK_TYPE_Q3_K) { /* in 16 bits, for the lower half of each lane */
+            const __m256i by = _mm256_mullo_epi16(v, _mm256_set1_epi16((short)-offset));
+            const __m256i low = _mm256_set1_epi32(0xffff);
+            const __m256i l = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(by)),
+                          u = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(by, 1));
+            _mm256_storeu_si256((__m256i *)(void *)st->off[t], _mm256_and_si256(l, low));
+            _mm256_storeu_si256((__m256i *)(void *)(st->off[t] + 8), _mm256_and_si256(u, low));
+        } else if (type == YK_TYPE_Q6_K) {
+            const __m256i by = _mm256_set1_epi32(-offset);
+            const __m256i l = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)),
+                          u = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1));
+            _mm256_storeu_si256((__m256i *)(void *)st->off[t], _mm256_mullo_epi32(l, by));
+            _mm256_storeu_si256((__m256i *)(void *)(st->off[t] + 8), _mm256_mullo_epi32(u, by));
+        } else if (!has_min(type)) {
+            _mm256_storeu_si256((__m256i *)(void *)st->off[t], _mm256_madd_epi16(v, _mm256_set1_epi16((short)-offset)));
+        } else {
+            const __m256 both = _mm256_cvtepi32_ps(_mm256_madd_epi16(v, _mm256_set1_epi16(1)));
+            _mm256_storeu_ps(st->fsum[t], _mm256_mul_ps(both, _mm256_load_ps(scale)));
+        }
+    }
+}
+
+/* Codes times activations, in 16 bits for each pair. */
+INLINE __m256i product(yk_type type, __m256i c, __m256i a)
+{
+    return is_signed(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(a, c)) : _mm256_maddubs_epi16(c, a);
+}
+
+/* Integer sums of block b, or of its part 0 or 1 where half blocks have scales. */
+INLINE void dot_block(const form *f, const step *s, const yk_tile *g, uint32_t b, int part, const start *st,
+                      __m256i sum[2][INTS])
+{
+    const yk_type type = f->type;
+    const int parts = type == YK_TYPE_Q6_K ? 2 : 1, first = 4 * part, end = first + 8 / parts, flush = flush_of(type);
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i narrow[2][INTS];
+#pragma GCC unroll 8
+    for (int j = first; j < end; j++) {
+        __m256i c[2];
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++)
+            c[h] = codes(f, s, g, b, j, h);
+#pragma GCC unroll 4
+        for (int t = 0; t < f->n; t++) {
+            const __m256i a = four(s->a->q[t] + s->col + 32 * b + 4 * j);
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                const __m256i p = product(type, c[h], a);
+                narrow[h][t] = j % flush ? _mm256_add_epi16(narrow[h][t], p) : p;
+                if (j % flush != flush - 1)
+                    continue;
+                const __m256i wide = _mm256_madd_epi16(narrow[h][t], one);
+                if (j >= first + flush)
+                    sum[h][t] = _mm256_add_epi32(sum[h][t], wide);
+                else if (offset_of(type))
+                    sum[h][t] = _mm256_add_epi32(wide, _mm256_set1_epi32(st->off[t][parts * (int)b + part]));
+                else
+                    sum[h][t] = wide;
+            }
+        }
+    }
+}
+
+/* After the last block of a tile: y += d * acc, then y -= dmin * m. */
+INLINE void finish(const form *f, const step *s, const yk_tile *g, int h, const __m256 *acc, const __m256 *m)
+{
+    const bool mins = has_min(f->type);
+    const uint8_t *d = s->w + g->scale + 2 * LANES * h;
+    const __m256 by = f->ready ? _mm256_load_ps(s->e->d[0] + LANES * h) : halves(d);
+    __m256 min_by = by;
+    if (mins)
+        min_by = f->ready ? _mm256_load_ps(s->e->d[1] + LANES * h) : halves(d + 2 * YK_TILE_ROWS);
+#pragma GCC unroll 4
+    for (int t = 0; t < f->n; t++) {
+        float *y = s->y + YK_TILE_ROWS * (s->a->at + (uint32_t)t) + LANES * h;
+        __m256 v = _mm256_fmadd_ps(by, acc[t], _mm256_load_ps(y));
+        if (mins)
+            v = _mm256_fnmadd_ps(min_by, m[t], v);
+        _mm256_store_ps(y, v);
+    }
+}
+
+/* Low-bit types but those of two and three bits. */
+INLINE void step_low(const form *f, const step *s)
+{
+    const yk_type type = f->type;
+    const int n = f->n, parts = type == YK_TYPE_Q6_K ? 2 : 1;
+    const bool super = has_super(type), mins = has_min(type);
+    const uint32_t blocks = super ? 8 : s->n_cols / 32, b0 = s->col / 32;
+    const yk_tile g = yk_tile_of(type, 32 * blocks);
+    float *y = s->y + YK_TILE_ROWS * s->a->at;
+    start st;
+    __m256 acc[2][INTS];
+    start_from(type, n, s->a, b0, blocks, &st);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++)
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++)
+            acc[h][t] = super ? _mm256_setzero_ps() : _mm256_load_ps(y + YK_TILE_ROWS * t + LANES * h);
+#pragma GCC unroll 1
+    for (uint32_t b = 0; b < blocks; b++) {
+        if (s->fetch)
+            prefetch(s->w, b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
+#pragma GCC unroll 2
+        for (int part = 0; part < parts; part++) {
+            __m256i sum[2][INTS];
+            dot_block(f, s, &g, b, part, &st, sum);
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                const __m256 d = scales(f, s, &g, b, part, h);
+#pragma GCC unroll 4
+                for (int t = 0; t < n; t++)
+                    acc[h][t] = _mm256_fmadd_ps(
+                        _mm256_mul_ps(_mm256_cvtepi32_ps(sum[h][t]), _mm256_broadcast_ss(s->a->scale[t] + b0 + b)), d,
+                        acc[h][t]);
+            }
+        }
+        if (mins && !super)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                const __m256 mn = minima(f, s, &g, b, h);
+#pragma GCC unroll 4
+                for (int t = 0; t < n; t++)
+                    acc[h][t] = _mm256_fmadd_ps(mn, _mm256_broadcast_ss(st.fsum[t] + b), acc[h][t]);
+            }
+    }
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+        __m256 m[INTS];
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++)
+            m[t] = _mm256_setzero_ps();
+        if (super && mins)
+#pragma GCC unroll 1
+            for (uint32_t b = 0; b < 8; b++) {
+                const __m256 mn = minima(f, s, &g, b, h);
+#pragma GCC unroll 4
+                for (int t = 0; t < n; t++)
+                    m[t] = _mm256_fmadd_ps(mn, _mm256_broadcast_ss(st.fsum[t] + b), m[t]);
+            }
+        if (super)
+            finish(f, s, &g, h, acc[h], m);
+        else
+#pragma GCC unroll 4
+            for (int t = 0; t < n; t++)
+                _mm256_store_ps(y + YK_TILE_ROWS * t + LANES * h, acc[h][t]);
+    }
+}
+
+/* Q2_K and Q3_K. A half block's pair sums fit 16 bits, so the product that widens them applies its scale, and the block is one f32 term. Minima
+ * meet the two sums of the activations likewise. */
+INLINE void step_two(const form *f, const step *s)
+{
+    const yk_type type = f->type;
+    const int n = f->n;
+    const group *a = s->a;
+    const bool mins = has_min(type);
+    const uint32_t b0 = s->col / 32;
+    const yk_tile g = yk_tile_of(type, YK_TILE_COLS);
+    start st;
+    __m256 acc[2][INTS], m[2][INTS];
+    start_from(type, n, a, b0, 8, &st);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++)
+#pragma GCC unroll 4
+        for (int t = 0; t < n; t++)
+            acc[h][t] = m[h][t] = _mm256_setzero_ps();
+#pragma GCC unroll 1
+    for (uint32_t b = 0; b < 8; b++) {
+        __m256i all[2][INTS];
+        if (s->fetch)
+            prefetch(s->w, b * (g.bytes / 8), (b + 1) * (g.bytes / 8), true);
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; part++) {
+            __m256i sum[2][INTS];
+#pragma GCC unroll 4
+            for (int j = 4 * part; j < 4 * part + 4; j++) {
+                __m256i c[2];
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++)
+                    c[h] = codes(f, s, &g, b, j, h);
+#pragma GCC unroll 4
+                for (int t = 0; t < n; t++) {
+                    const __m256i v = four(a->q[t] + s->col + 32 * b + 4 * j);
+#pragma GCC unroll 2
+                    for (int h = 0; h < 2; h++) {
+                        const __m256i p = _mm256_maddubs_epi16(c[h], v);
+                        if (j % 4)
+                            sum[h][t] = _mm256_add_epi16(sum[h][t], p);
+                        else
+                            sum[h][t] = mins ? p : _mm256_add_epi16(p, _mm256_set1_epi32(st.off[t][2 * (int)b + part]));
+                    }
+                }
+            }
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++) {
+                const __m256i sc = scale_pairs(f, s, &g, b, part, h);
+#pragma GCC unroll 4
+                for (int t = 0; t < n; t++) {
+                    const __m256i v = _mm256_madd_epi16(sum[h][t], sc);
+                    all[h][t] = part ? _mm256_add_epi32(all[h][t], v) : v;
+                }
+            }
+        }
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            const __m256i mn = mins ? min_pairs(f, s, &g, b, h) : _mm256_setzero_si256();
+#pragma GCC unroll 4
+            for (int t = 0; t < n; t++) {
+                const __m256 scale = _mm256_broadcast_ss(a->scale[t] + b0 + b);
+                acc[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all[h][t]), scale, acc[h][t]);
+                if (mins) {
+                    const __m256i sums = four((const int8_t *)(a->sum[t] + 2 * (size_t)(b0 + b)));
+                    m[h][t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(mn, sums)), scale, m[h][t]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++)
+        finish(f, s, &g, h, acc[h], m[h]);
+}
+
+/* Column 2 * pair + odd of 8 rows. */
+INLINE __m256 column(yk_type type, const uint8_t *w, size_t pair, int odd, int h)
+{
+    if (type == YK_TYPE_F32)
+        return _mm256_load_ps((const float *)(const void *)(w + 128 * pair + 64 * odd + 32 * h));
+    if (type == YK_TYPE_F16)
+        return halves(w + 64 * pair + 32 * odd + 16 * h);
+    const __m256i both = load(w + 64 * pair + 32 * h);
+    return _mm256_castsi256_ps(odd ? _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)) : _mm256_slli_epi32(both, 16));
+}
+
+/* F32, F16, BF16: one column of 16 rows meets one broadcast activation; even and odd columns are summed apart. From four tokens on they are taken one after
+ * the other, because the sums of both do not fit the registers. */
+INLINE void step_float(const form *f, const step *s)
+{
+    const yk_type type = f->type;
+    const int n = f->n, passes = n > 3 ? 2 : 1;
+    const uint32_t bytes = type == YK_TYPE_F32 ? 128 : 64; /* of two columns */
+    const float *x[FLOATS];
+    __m256 acc[2][2][FLOATS];
+#pragma GCC unroll 6
+    for (int t = 0; t < n; t++) {
+        x[t] = s->a->x[t] + s->col;
+        acc[0][0][t] = acc[0][1][t] = acc[1][0][t] = acc[1][1][t] = _mm256_setzero_ps();
+    }
+#pragma GCC unroll 2
+    for (int pass = 0; pass < passes; pass++)
+        for (uint32_t k = 0; k < s->n_cols; k += 2) {
+            if (s->fetch && pass == 0)
+                prefetch(s->w, k / 2 * bytes, (k / 2 + 1) * bytes, false);
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; odd++) {
+                if (passes == 2 && odd != pass)
+                    continue;
+                if (k + (uint32_t)odd == s->n_cols)
+                    break;
+                __m256 v[2];
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++)
+                    v[h] = column(type, s->w, k / 2, odd, h);
+#pragma GCC unroll 6
+                for (int t = 0; t < n; t++) {
+                    const __m256 a = _mm256_broadcast_ss(x[t] + k + odd);
+#pragma GCC unroll 2
+                    for (int h = 0; h < 2; h++)
+                        acc[odd][h][t] = _mm256_fmadd_ps(v[h], a, acc[odd][h][t]);
+                }
+            }
+        }
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++)
+#pragma GCC unroll 6
+        for (int t = 0; t < n; t++) {
+            float *at = s->y + YK_TILE_ROWS * (s->a->at + (uint32_t)t) + LANES * h;
+            _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), _mm256_add_ps(acc[0][h][t], acc[1][h][t])));
+        }
+}
+
+/* The steps of a type: direct[n] for n tokens and a tile as it lies in memory, ready[n] for an expanded one. */
+typedef struct steps {
+    yk_type type;
+    uint32_t most; /* tokens of a step */
+    step_fn direct[FLOATS + 1], ready[INTS + 1], expand;
+} steps;
+
+#define STEP(name, form_fn, type, n, is_ready)                                                                                 \
+    static void name(const step *s)                                                                                            \
+    {                                                                                                                          \
+        form_fn(&(form){type, n, is_ready}, s);                                                                                \
+    }
+
+#define STEPS(name, form_fn, type)                                                                                             \
+    STEP(name##_1, form_fn, type, 1, false)                                                                                    \
+    STEP(name##_2, form_fn, type, 2, false)                                                                                    \
+    STEP(name##_3, form_fn, type, 3, false)                                                                                    \
+    STEP(name##_4, form_fn, type, 4, false)                                                                                    \
+    STEP(name##_ready_1, form_fn, type, 1, true)                                                                               \
+    STEP(name##_ready_2, form_fn, type, 2, true)                                                                               \
+    STEP(name##_ready_3, form_fn, type, 3, true)                                                                               \
+    STEP(name##_ready_4, form_fn, type, 4, true)                                                                               \
+    static void name##_expand(const step *s)                                                                                   \
+    {                                                                                                                          \
+        expand(type, s);                                                                                                       \
+    }                                                                                                                          \
+    static const steps name = {type,                                                                                           \
+                               INTS,                                                                                           \
+                               {NULL, name##_1, name##_2, name##_3, name##_4},                                                 \
+                               {NULL, name##_ready_1, name##_ready_2, name##_ready_3, name##_ready_4},                         \
+                               name##_expand};
+
+#define FLOAT_STEPS(name, type)                                                                                                \
+    STEP(name##_1, step_float, type, 1, false)                                                                                 \
+    STEP(name##_2, step_float, type, 2, false)                                                                                 \
+    STEP(name##_3, step_float, type, 3, false)                                                                                 \
+    STEP(name##_4, step_float, type, 4, false)                                                                                 \
+    STEP(name##_5, step_float, type, 5, false)                                                                                 \
+    STEP(name##_6, step_float, type, 6, false)                                                                                 \
+    static const steps name = {type, FLOATS, {NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}, {NULL}, NULL};
+
+FLOAT_STEPS(f32, YK_TYPE_F32)
+FLOAT_STEPS(f16, YK_TYPE_F16)
+FLOAT_STEPS(bf16, YK_TYPE_BF16)
+STEPS(q4_0, step_low, YK_TYPE_Q4_0)
+STEPS(q4_1, step_low, YK_TYPE_Q4_1)
+STEPS(q5_0, step_low, YK_TYPE_Q5_0)
+STEPS(q5_1, step_low, YK_TYPE_Q5_1)
+STEPS(q8_0, step_low, YK_TYPE_Q8_0)
+STEPS(q2_k, step_two, YK_TYPE_Q2_K)
+STEPS(q3_k, step_two, YK_TYPE_Q3_K)
+STEPS(q4_k, step_low, YK_TYPE_Q4_K)
+STEPS(q5_k, step_low, YK_TYPE_Q5_K)
+STEPS(q6_k, step_low, YK_TYPE_Q6_K)
+STEPS(iq4_nl, step_low, YK_TYPE_IQ4_NL)
+STEPS(iq4_xs, step_low, YK_TYPE_IQ4_XS)
+STEPS(mxfp4, step_low, YK_TYPE_MXFP4)
+
+/* ---- the walk over tokens, panels and tiles ---- */
+
+static uint32_t make_groups(const yk_matmul_packed *m, const steps *st, uint32_t t0, uint32_t n, group *groups)
+{
+    const bool quantised = yk_type_get((uint32_t)st->type)->quantised;
+    uint32_t n_groups = 0;
+    for (uint32_t at = 0; at < n; at += groups[n_groups++].n) {
+        group *g = groups + n_groups;
+        *g = (group){.at = at, .n = n - at < st->most ? n - at : st->most};
+        for (uint32_t i = 0; i < g->n; i++) {
+            const uint32_t t = t0 + at + i;
+            const size_t row = m->rows ? m->rows[t] : t;
+            if (quantised) {
+                const size_t b = row * m->xq->n_blocks;
+                g->q[i] = m->xq->q + 32 * b, g->scale[i] = m->xq->scale + b, g->sum[i] = m->xq->sum + 2 * b;
+            } else {
+                g->x[i] = m->x + row * m->x_stride;
+            }
+        }
+    }
+    return n_groups;
+}
+
+/* All groups times one panel, added to y. */
+static void panel_groups(const yk_matmul_packed *m, const steps *st, const uint8_t *w, expanded *e, const group *groups,
+                         uint32_t n_groups, float *y)
+{
+    for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS) {
+        const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
+        const bool ready = st->expand && n_groups > 1;
+        step s = {w, e, cols, c, groups, y, !ready};
+        if (ready)
+            st->expand(&s);
+        for (; s.a < groups + n_groups; s.a++, s.fetch = false)
+            (ready ? st->ready : st->direct)[s.a->n](&s);
+        w += m->tile_stride ? m->tile_stride : yk_tile_of(st->type, cols).bytes;
+    }
+}
+
+/* Rows of one panel, for n tokens from t0 on. */
+static void store_panel(const yk_matmul_packed *m, uint32_t r, uint32_t t0, uint32_t n, const float *y)
+{
+    const uint32_t rows = m->n_rows - r < YK_TILE_ROWS ? m->n_rows - r : YK_TILE_ROWS;
+    float *to = m->y + t0 * m->y_stride + r;
+    for (uint32_t t = 0; t < n; t++, to += m->y_stride, y += YK_TILE_ROWS) {
+        if (rows == YK_TILE_ROWS)
+            memcpy(to, y, YK_TILE_ROWS * sizeof *y);
+        else
+            memcpy(to, y, rows * sizeof *y);
+    }
+}
+
+/* The same for one group when the tiles of a panel lie far apart but panels follow each other: all panels of a chunk meet a column of tiles before the
+ * next one, which is fetched meanwhile. */
+static void columns_first(const yk_matmul_packed *m, const steps *st, const group *g)
+{
+    _Alignas(64) float sums[CHUNK][FLOATS * YK_TILE_ROWS];
+    for (uint32_t r0 = 0; r0 < m->n_rows; r0 += CHUNK * YK_TILE_ROWS) {
+        const uint32_t rows = m->n_rows - r0 < CHUNK * YK_TILE_ROWS ? m->n_rows - r0 : CHUNK * YK_TILE_ROWS;
+        const uint32_t n_panels = (rows + YK_TILE_ROWS - 1) / YK_TILE_ROWS;
+        const uint8_t *column = m->w + r0 / YK_TILE_ROWS * m->panel_bytes;
+        memset(sums, 0, n_panels * sizeof sums[0]);
+        for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS, column += m->tile_stride) {
+            const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
+            const uint32_t bytes = yk_tile_of(st->type, cols).bytes;
+            for (uint32_t p = 0; p < n_panels; p++) {
+                const uint8_t *w = column + p * m->panel_bytes;
+                if (c + YK_TILE_COLS < m->n_cols)
+                    for (uint32_t l = 0; l < bytes; l += 64)
+                        _mm_prefetch((const char *)w + m->tile_stride + l, _MM_HINT_T0);
+                if (c + AHEAD * YK_TILE_COLS < m->n_cols)
+                    for (uint32_t l = 0; l < bytes; l += 64)
+                        _mm_prefetch((const char *)w + AHEAD * m->tile_stride + l, _MM_HINT_T1);
+                st->direct[g->n](&(step){w, NULL, cols, c, g, sums[p], false});
+            }
+        }
+        for (uint32_t p = 0; p < n_panels; p++)
+            store_panel(m, r0 + p * YK_TILE_ROWS, 0, g->n, sums[p]);
+    }
+}
+
+static void matmul_packed(const yk_matmul_packed *m, const steps *st)
+{
+    group groups[PASS / INTS];
+    expanded e;
+    _Alignas(64) float sums[PASS * YK_TILE_ROWS];
+    for (uint32_t t0 = 0; t0 < m->n_tokens; t0 += PASS) {
+        const uint32_t n = m->n_tokens - t0 < PASS ? m->n_tokens - t0 : PASS;
+        const uint32_t n_groups = make_groups(m, st, t0, n, groups);
+        if (m->tile_stride && n_groups == 1 && m->n_tokens == n) {
+            columns_first(m, st, groups);
+            return;
+        }
+        for (uint32_t r = 0; r < m->n_rows; r += YK_TILE_ROWS) {
+            memset(sums, 0, n * YK_TILE_ROWS * sizeof *sums);
+            panel_groups(m, st, m->w + r / YK_TILE_ROWS * m->panel_bytes, &e, groups, n_groups, sums);
+            store_panel(m, r, t0, n, sums);
+        }
+    }
+}
+
+static void matmul_packed_f32_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &f32);
+}
+static void matmul_packed_f16_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &f16);
+}
+static void matmul_packed_bf16_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &bf16);
+}
+static void matmul_packed_q4_0_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q4_0);
+}
+static void matmul_packed_q4_1_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q4_1);
+}
+static void matmul_packed_q5_0_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q5_0);
+}
+static void matmul_packed_q5_1_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q5_1);
+}
+static void matmul_packed_q8_0_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q8_0);
+}
+static void matmul_packed_q2_k_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q2_k);
+}
+static void matmul_packed_q3_k_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q3_k);
+}
+static void matmul_packed_q4_k_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q4_k);
+}
+static void matmul_packed_q5_k_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q5_k);
+}
+static void matmul_packed_q6_k_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &q6_k);
+}
+static void matmul_packed_iq4_nl_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &iq4_nl);
+}
+static void matmul_packed_iq4_xs_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &iq4_xs);
+}
+static void matmul_packed_mxfp4_q8_avx2(const yk_matmul_packed *m)
+{
+    matmul_packed(m, &mxfp4);
+}
+
+void yk_ops_fill_avx2(yk_ops *ops)
+{
+    ops->matmul_packed[YK_TYPE_F32] = matmul_packed_f32_avx2;
+    ops->matmul_packed[YK_TYPE_F16] = matmul_packed_f16_avx2;
+    ops->matmul_packed[YK_TYPE_BF16] = matmul_packed_bf16_avx2;
+    ops->matmul_packed[YK_TYPE_Q4_0] = matmul_packed_q4_0_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q4_1] = matmul_packed_q4_1_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q5_0] = matmul_packed_q5_0_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q5_1] = matmul_packed_q5_1_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q8_0] = matmul_packed_q8_0_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q2_K] = matmul_packed_q2_k_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q3_K] = matmul_packed_q3_k_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q4_K] = matmul_packed_q4_k_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q5_K] = matmul_packed_q5_k_q8_avx2;
+    ops->matmul_packed[YK_TYPE_Q6_K] = matmul_packed_q6_k_q8_avx2;
+    ops->matmul_packed[YK_TYPE_IQ4_NL] = matmul_packed_iq4_nl_q8_avx2;
+    ops->matmul_packed[YK_TYPE_IQ4_XS] = matmul_packed_iq4_xs_q8_avx2;
+    ops->matmul_packed[YK_TYPE_MXFP4] = matmul_packed_mxfp4_q8_avx2;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
