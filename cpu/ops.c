@@ -58,6 +58,7 @@ static const struct level {
     {YK_ISA_REF, always, yk_ops_fill_ref},
 #ifdef YK_HAVE_AVX2
     {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2},
+    {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2_attention},
 #endif
 #ifdef YK_HAVE_AVX512
     {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512},

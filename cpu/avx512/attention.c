@@ -7,7 +7,6 @@
  * scores stay small. What is done to a row does not depend on the other rows. */
 #include <immintrin.h>
 #include <math.h>
-#include <float.h>
 #include <string.h>
 
 #include "cpu/ops.h"
@@ -24,78 +23,14 @@
 #define INLINE static inline __attribute__((always_inline))
 #define ALONE  static __attribute__((noinline)) /* registers of its own */
 
-enum {
-    BLOCK = 16,        /* positions of a block */
-    SPAN = 256,        /* positions between two looks at the maximum; spans start at multiples of it */
-    FAR = 16384,       /* bytes, prefetch distance into L2: docs/SPEED.md */
-    ROWS = 64,         /* rows that share a pass */
-    GROUP = 8,         /* rows whose sums are in registers */
-    S_ROW = SPAN + 16, /* not a power of two: rows in different cache sets */
-    V_ROW = 256 + 16,
-    PIECE = 256 /* dimensions that are turned or converted at a time */
-};
+enum { GROUP = 8 }; /* rows whose sums are in registers */
+
+#include "cpu/attention.h"
 
 /* Mask of a register when n elements are left. */
 INLINE __mmask16 lanes_of(uint32_t n)
 {
     return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffffu);
-}
-
-typedef struct row {
-    const float *q;
-    float *out;
-    uint32_t first, end;
-    float max, total; /* of the spans so far; out is the sum of e^(score - max) * value */
-} row;
-
-typedef struct pass {
-    const yk_attention *a;
-    uint32_t n;
-    uint32_t first, end; /* positions that any row sees */
-    row rows[ROWS];
-    _Alignas(64) float s[ROWS][S_ROW];      /* scores, then weights, of one span */
-    _Alignas(64) float k[PIECE / 2][2][16]; /* [pair of dimensions][positions 0-7, 8-15][position, dimension] */
-    _Alignas(64) float v[BLOCK][V_ROW];
-} pass;
-
-/* ---- what comes next, for prefetching ---- */
-
-/* The pass reads span after span, its K blocks and then its V blocks. A block is taken to be contiguous. `near`, the next
- * block, is fetched into L1; `far`, FAR bytes later, into L2, evenly while the first rows meet this one: a burst waits
- * for the few buffers of outstanding lines. Behind the last block: that block again. */
-typedef struct ahead {
-    const char *near, *far;
-    uint32_t lines;             /* of a block */
-    size_t near_line, far_line; /* how far they move: one line, far of f32 two (the machine fetches the other); 0: not at all */
-} ahead;
-
-static const char *block_ahead(const pass *p, uint32_t block, bool values, uint32_t n)
-{
-    const uint32_t per_span = SPAN / BLOCK, last = (p->end - 1) / BLOCK;
-    for (; n; n--) {
-        const uint32_t next = block + 1;
-        if (next <= last && next % per_span) {
-            block = next;
-        } else if (!values) {
-            const uint32_t start = block / per_span * per_span, first = p->first / BLOCK;
-            values = true;
-            block = start > first ? start : first;
-        } else if (next <= last) {
-            values = false;
-            block = next;
-        } else {
-            break;
-        }
-    }
-    return (values ? p->a->v_blocks : p->a->k_blocks)[block];
-}
-
-static ahead ahead_of(const pass *p, uint32_t block, bool values)
-{
-    const uint32_t bytes = BLOCK * p->a->head_dim * (p->a->kv_f16 ? 2 : 4);
-    const uint32_t blocks = bytes < FAR / 2 ? FAR / bytes : 2;
-    return (ahead){block_ahead(p, block, values, 1), block_ahead(p, block, values, blocks), (bytes + 63) / 64,
-                   p->a->kv_f16 ? 64 : 128};
 }
 
 /* ---- scores ---- */
@@ -267,7 +202,7 @@ INLINE __m512 halves_added(__m512 v, bool max)
 }
 
 /* out *= by, or out /= by */
-INLINE void scale_out(const row *r, uint32_t n, float by, bool divide)
+static void scale_out(const row *r, uint32_t n, float by, bool divide)
 {
     const __m512 f = _mm512_set1_ps(by);
     for (uint32_t i = 0; i < n; i += 16) {
@@ -425,13 +360,6 @@ ALONE void convert(pass *p, const uint16_t *block, uint32_t d0, uint32_t n_dims,
     }
 }
 
-/* Positions of the block that a row sees: lo .. hi - 1. */
-INLINE void range_of(const row *r, uint32_t at, uint32_t *lo, uint32_t *hi)
-{
-    *lo = r->first > at ? r->first - at : 0;
-    *hi = r->end > at ? (r->end - at < BLOCK ? r->end - at : BLOCK) : 0;
-}
-
 ALONE void value_block(pass *p, uint32_t block)
 {
     const yk_attention *a = p->a;
@@ -469,56 +397,15 @@ ALONE void value_block(pass *p, uint32_t block)
     }
 }
 
-/* ---- the pass ---- */
-
-static void run_pass(pass *p)
+static float exp_of(float x)
 {
-    for (uint32_t at = p->first / SPAN * SPAN; at < p->end; at += SPAN) {
-        const uint32_t lo = p->first > at ? p->first : at, hi = p->end - at < SPAN ? p->end : at + SPAN;
-        for (uint32_t b = lo / BLOCK; b * BLOCK < hi; b++)
-            score_block(p, b);
-        for (uint32_t i = 0; i < p->n; i++) {
-            const row *r = &p->rows[i];
-            const uint32_t r_lo = r->first > lo ? r->first : lo, r_hi = r->end < hi ? r->end : hi;
-            if (r_lo < r_hi)
-                weigh(p, i, r_lo, r_hi);
-        }
-        for (uint32_t b = lo / BLOCK; b * BLOCK < hi; b++)
-            value_block(p, b);
-    }
-    for (uint32_t i = 0; i < p->n; i++)
-        scale_out(&p->rows[i], p->a->head_dim, p->rows[i].total, true);
-}
-
-static void row_open(row *r, const yk_attention *a, uint32_t token, uint32_t head)
-{
-    const size_t at = (size_t)head * a->head_dim;
-    *r = (row){.q = a->q + token * a->q_stride + at,
-               .out = a->out + token * a->out_stride + at,
-               .first = a->seen ? a->seen[token].first : a->first,
-               .end = a->seen ? a->seen[token].end : a->end,
-               .max = -FLT_MAX};
-    if (a->sinks) { /* a logit whose value is zero */
-        r->max = a->sinks[head] < -FLT_MAX ? -FLT_MAX : a->sinks[head];
-        r->total = _mm512_cvtss_f32(yk_avx512_exp(_mm512_set1_ps(a->sinks[head] - r->max)));
-    }
-    memset(r->out, 0, a->head_dim * sizeof *r->out);
+    return _mm512_cvtss_f32(yk_avx512_exp(_mm512_set1_ps(x)));
 }
 
 static void attention_avx512(const yk_attention *a)
 {
-    const uint32_t n_tokens = a->n_tokens ? a->n_tokens : 1, n_rows = n_tokens * a->n_heads;
-    pass p;
-    p.a = a;
-    for (uint32_t r = 0; r < n_rows; r += p.n) {
-        p.n = n_rows - r < ROWS ? n_rows - r : ROWS;
-        for (uint32_t i = 0; i < p.n; i++) {
-            row_open(&p.rows[i], a, (r + i) / a->n_heads, (r + i) % a->n_heads);
-            p.first = i && p.first < p.rows[i].first ? p.first : p.rows[i].first;
-            p.end = i && p.end > p.rows[i].end ? p.end : p.rows[i].end;
-        }
-        run_pass(&p);
-    }
+    static const level here = {score_block, weigh, value_block, scale_out, exp_of};
+    attention_rows(a, &here);
 }
 
 void yk_ops_fill_avx512_attention(yk_ops *ops)
