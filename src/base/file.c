@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,6 +22,7 @@ yk_status yk_map_open(yk_map *map, const char *path, yk_error *err)
         close(fd);
         return yk_fail(err, YK_ERR_INPUT, dir ? "%s: is a directory; give a file" : "%s: is not a regular file", path);
     }
+    map->mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000u + (uint64_t)st.st_mtim.tv_nsec;
     if (st.st_size == 0) {
         close(fd);
         return YK_OK;
@@ -124,12 +126,13 @@ yk_status yk_out_open(yk_out_file *out, const char *path, yk_error *err)
     YK_TRY(out_target(path, buf, &path, &direct, err));
     const size_t n = strlen(path);
     out->path = yk_strndup(YK_MEM_RUNTIME, path, n);
-    out->tmp_path = yk_alloc(YK_MEM_RUNTIME, n + 32, 1);
+    out->tmp_path = yk_alloc(YK_MEM_RUNTIME, n + 48, 1);
     if (!out->path || !out->tmp_path) {
         yk_out_abort(out);
-        return yk_fail_memory(err, n + 32, path);
+        return yk_fail_memory(err, n + 48, path);
     }
-    snprintf(out->tmp_path, n + 32, "%s.tmp-%ld", path, (long)getpid());
+    static _Atomic(unsigned) serial; /* threads of one process may write the same path */
+    snprintf(out->tmp_path, n + 48, "%s.tmp-%ld-%u", path, (long)getpid(), atomic_fetch_add(&serial, 1));
     if (direct) {
         yk_free(out->tmp_path);
         out->tmp_path = NULL;

@@ -9,6 +9,7 @@
 typedef struct yk_map {
     const uint8_t *data; /* NULL for an empty file */
     uint64_t size;
+    uint64_t mtime_ns; /* last change of the file when it was opened, since 1970 */
 } yk_map;
 
 /* Map a regular file. YK_ERR_INPUT with the path in the text: missing, a directory, not readable. */
@@ -24,7 +25,7 @@ yk_status yk_read_file(char **out, size_t *n_bytes, const char *path, uint64_t m
 /* Pass on the failure `inner` of reading what a file holds: with its path when the content is to blame. Returns st. */
 yk_status yk_fail_in_file(yk_error *err, yk_status st, const char *path, const yk_error *inner);
 
-/* An output file: written to PATH.tmp-PID beside it, renamed by commit. Abort (or close without commit) removes it. A link stays and
+/* An output file: written to PATH.tmp-PID-N beside it, renamed by commit. Abort (or close without commit) removes it. A link stays and
  * its target is written; a device or a pipe is written directly (tmp_path is NULL). */
 typedef struct yk_out_file {
     FILE *f;
