@@ -13,6 +13,10 @@
 
 enum { YK_TILE_ROWS = 16, YK_TILE_COLS = 256 };
 
+/* Names the bytes of the layout, that of the cut units of an FFN part included: changed whenever any of them changes, so that a pack cache of before is
+ * not read. tests/test_pack_cache.c holds their checksum. */
+enum { YK_PACK_LAYOUT = 1 };
+
 /* True for types that have a packed form. */
 bool yk_pack_has(yk_type type);
 /* Bytes of a tile of n_cols <= 256 columns (a multiple of the type's block and, for float types, any number). */

@@ -208,6 +208,10 @@ typedef struct yk_engine_opts {
     const char *overrides;      /* -ot: "REGEX=DEVICE[,...]" over tensor names, CPU for the host; NULL: none */
     bool no_repack;             /* compute from the weights as the file has them (mapped, slower) instead of a packed copy in memory */
     const char *trace_path;     /* file for a timeline of the lanes (Chrome trace format), written by yk_engine_close; NULL: none */
+    const char *pack_cache;     /* folder (made when there is none, not its parents) of packed weights: a file for each model, read by later opens instead of
+                                 * packing again, written by the first one. It knows the model's files by size, time of change, metadata and samples of
+                                 * every tensor. One that cannot be used, or a full disk, is a warning in the log, and the weights are packed in
+                                 * memory. Files in there may be removed at any time. NULL: none; not used with no_repack */
 } yk_engine_opts;
 
 YK_API void yk_engine_opts_init(yk_engine_opts *opts);

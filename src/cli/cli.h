@@ -50,6 +50,7 @@ typedef struct yk_cli_opts {
     uint64_t vram_budget;
     bool auto_partition, explain, quick, no_repack;
     const char *plan, *machine; /* files */
+    const char *pack_cache;     /* folder */
     /* text in */
     const char *prompt, *prompt_file, *ids, *system;
     bool escape, no_special, no_parse_special;

@@ -93,6 +93,8 @@ static const yk_flag table[] = {
     {ENGINE, "--explain", NULL, YK_FLAG_ON, AT(explain), .help = "say on stderr what runs where and why, one screen"},
     {ENGINE, "--no-repack", NULL, YK_FLAG_ON, AT(no_repack),
      .help = "compute from the file's pages instead of a packed copy in memory: slower, less memory"},
+    {ENGINE, "--pack-cache", "DIR", YK_FLAG_TEXT, AT(pack_cache),
+     .help = "keep the packed weights in this folder: the next start reads them"},
     {PLANNED | YK_CMD_PROFILE, "--isa", "NAME", YK_FLAG_TEXT, AT(isa),
      .help = "highest instruction set to use, ref for plain C (default: the best there is)"},
 

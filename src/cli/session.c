@@ -77,6 +77,7 @@ int yk_cli_engine_opts(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opt
     out->device = opts->device;
     out->isa = opts->isa;
     out->no_repack = opts->no_repack;
+    out->pack_cache = opts->pack_cache;
     out->gpu_layers_given = opts->gpu_layers >= 0;
     out->gpu_layers = opts->gpu_layers >= 0 ? (uint32_t)opts->gpu_layers : 0;
     out->cpu_moe_layers = (uint32_t)opts->cpu_moe;

@@ -9,6 +9,7 @@
 #include "src/base/log.h"
 #include "src/engine/auto.h"
 #include "src/engine/lane.h"
+#include "src/engine/pack_cache.h"
 #include "src/engine/packing.h"
 #include "src/engine/rope.h"
 #include "src/engine/stages.h"
@@ -47,6 +48,7 @@ static yk_status check_opts(const yk_engine_opts *o, yk_error *err)
     YK_FAIL_IF(o->batch > MAX_BATCH, err, YK_ERR_USAGE, "batch %u is outside 1..%d", o->batch, MAX_BATCH);
     YK_FAIL_IF(o->kv_type != YK_KV_F16 && o->kv_type != YK_KV_F32, err, YK_ERR_USAGE, "kv_type %d is neither f16 nor f32",
                (int)o->kv_type);
+    YK_FAIL_IF(o->pack_cache && !*o->pack_cache, err, YK_ERR_USAGE, "pack_cache: the folder has an empty name");
     return YK_OK;
 }
 
@@ -323,11 +325,14 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
     YK_TRY(yk_pool_open(&e->pool, &po, err));
     e->weight_bytes_per_token = token_bytes(e->model);
     snprintf(e->plan_id, sizeof e->plan_id, "cpu-only");
+    if (o->pack_cache && !o->no_repack)
+        YK_TRY(yk_pack_cache_open(&e->cache, e->model, e->d.n_parts, o->pack_cache, err));
     if (e->lane)
         YK_TRY(place_on_device(e, plan, o, err));
     else if (plan)
         YK_TRY(check_plan(e, plan, o, err));
     YK_TRY(yk_engine_pack(e, o, err));
+    YK_TRY(yk_engine_pack_finish(e, o, err));
     for (uint32_t i = 0; i < YK_N_STEPS; i++)
         YK_TRY(yk_step_open(&e->steps[i], e, err));
     if (e->trace)
@@ -398,6 +403,7 @@ void yk_engine_close(yk_engine **engine)
     yk_arena_close(&e->act);
     yk_arena_close(&e->packed);
     yk_arena_close(&e->weights);
+    yk_pack_cache_close(&e->cache);
     yk_free(e->mats);
     yk_free(e->parts);
     yk_free(e);

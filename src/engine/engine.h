@@ -183,6 +183,7 @@ struct yk_engine {
     yk_arena weights;       /* what the following point to: packed weights that only the CPU reads */
     yk_packed *mats;        /* [n_layers][YK_W_N]; NULL: nothing is packed */
     yk_packed head;
+    struct yk_pack_cache *cache; /* while weights are packed; NULL: none is asked for */
     yk_whole_part *parts;   /* [n_layers][d.n_parts]; NULL with a placement, or when nothing is packed */
     yk_step steps[YK_N_STEPS];
     uint32_t next_step;

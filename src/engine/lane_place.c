@@ -6,6 +6,7 @@
 #include "cpu/pack.h"
 #include "src/base/log.h"
 #include "src/engine/lane.h"
+#include "src/engine/pack_cache.h"
 #include "src/engine/packing.h"
 #include "src/engine/stages.h"
 
@@ -501,6 +502,7 @@ static yk_status choose_packing(placer *p, const yk_engine_opts *o, uint64_t *pa
     yk_log(YK_LOG_WARN, "the CPU's weights stay as the file has them, which is slower: packed they need %" PRIu64 " bytes, available are %" PRIu64,
            *packed, cpu.memory_available_bytes);
     p->pack_cc = false;
+    yk_pack_cache_drop(p->e->cache);
     p->l->weights.remaining = weights;
     p->packer->total = total;
     *packed = count_bytes(p);

@@ -4,6 +4,7 @@
 
 #include "cpu/pack.h"
 #include "src/base/log.h"
+#include "src/engine/pack_cache.h"
 #include "src/engine/stages.h"
 
 enum { PANELS = 64 << 10, FLUSH_BYTES = 64 << 20, ALIGN = 64 };
@@ -15,6 +16,7 @@ yk_ffn_part yk_ffn_part_of(const yk_layer *l, uint32_t p)
     yk_ffn_part f = {.gate = &l->gate, .up = &l->up, .down = &l->down, .mat = p};
     if (l->moe && p >= l->gate.n_mats)
         f = (yk_ffn_part){.gate = &l->sh_gate, .up = &l->sh_up, .down = &l->sh_down};
+    f.index = p;
     f.cut = yk_cut_units(f.gate->n_rows, yk_type_get(f.down->type)->block_elems);
     return f;
 }
@@ -60,10 +62,13 @@ static void run_item(const yk_stage *st, uint32_t slice, yk_worker *w)
     (void)w;
     const yk_packer *p = st->arg;
     const yk_pack_item *it = &p->items[slice];
+    if (yk_pack_cache_get(p->e->cache, it->entry, it->out))
+        return;
     if (it->w)
         pack_rows(it);
     else
         pack_unit(it);
+    yk_pack_cache_put(p->e->cache, it->entry, it->out);
 }
 
 /* ---- collecting ----------------------------------------------------------------------------------------------------------------------- */
@@ -100,8 +105,9 @@ static void release_item(const yk_packer *p, const yk_pack_item *it)
 
 static yk_status tell(yk_packer *p, uint64_t bytes, yk_error *err)
 {
+    const char *what = yk_pack_cache_writing(p->e->cache) ? "placing weights and writing the pack cache" : "placing weights";
     p->done += bytes;
-    if (p->progress && !p->progress(p->progress_user, "placing weights", p->done < p->total ? p->done : p->total, p->total))
+    if (p->progress && !p->progress(p->progress_user, what, p->done < p->total ? p->done : p->total, p->total))
         return yk_fail(err, YK_ERR_CANCELLED, "cancelled while placing weights");
     return YK_OK;
 }
@@ -133,13 +139,19 @@ static yk_status add(yk_packer *p, const yk_pack_item *it, uint64_t bytes, yk_er
     return p->n == YK_PACK_ITEMS || p->bytes >= FLUSH_BYTES ? yk_packer_flush(p, err) : YK_OK;
 }
 
+uint32_t yk_pack_rows_at_once(const yk_weight *w)
+{
+    return ((uint32_t)(PANELS / yk_panel_bytes(w->type, w->n_cols)) + 1) * YK_TILE_ROWS;
+}
+
 yk_status yk_packer_add_matrix(yk_packer *p, const yk_weight *w, uint8_t *out, yk_error *err)
 {
     const uint64_t panel = yk_panel_bytes(w->type, w->n_cols);
-    const uint32_t panels = (uint32_t)(PANELS / panel) + 1, rows = panels * YK_TILE_ROWS;
+    const uint32_t rows = yk_pack_rows_at_once(w);
     for (uint32_t r = 0; r < w->n_rows; r += rows) {
         const uint32_t n = w->n_rows - r < rows ? w->n_rows - r : rows;
-        const yk_pack_item it = {.w = w, .row0 = r, .n_rows = n, .out = out + r / YK_TILE_ROWS * panel};
+        yk_pack_item it = {.w = w, .row0 = r, .n_rows = n, .out = out + r / YK_TILE_ROWS * panel};
+        it.entry = p->e->cache ? yk_pack_cache_matrix(p->e->cache, w, r) : YK_CACHE_NONE;
         YK_TRY(add(p, &it, yk_packed_bytes(w->type, n, w->n_cols), err));
     }
     return YK_OK;
@@ -150,6 +162,7 @@ yk_status yk_packer_add_slab(yk_packer *p, const yk_ffn_part *f, const yk_slab *
     for (uint32_t i = 0; i < slab->n_units; i++) {
         yk_pack_item it = {.part = *f, .unit = *slab, .out = out + i * slab->unit_bytes};
         it.unit.u0 += i * slab->unit;
+        it.entry = p->e->cache ? yk_pack_cache_unit(p->e->cache, f->gate, f->index, it.unit.u0 / f->cut.unit) : YK_CACHE_NONE;
         YK_TRY(add(p, &it, slab->unit_bytes, err));
     }
     return YK_OK;
@@ -159,7 +172,7 @@ yk_status yk_packer_add_slab(yk_packer *p, const yk_ffn_part *f, const yk_slab *
 
 static uint64_t aligned(uint64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
 
-static bool has_form(const yk_weight *w) { return w->data && yk_pack_has(w->type); }
+bool yk_pack_form(const yk_weight *w) { return w->data && yk_pack_has(w->type); }
 
 /* The matrices of layer `layer` that the CPU reads as a whole. */
 static uint32_t whole_matrices(const yk_engine *e, uint32_t layer, const yk_weight *out[YK_W_N])
@@ -169,13 +182,13 @@ static uint32_t whole_matrices(const yk_engine *e, uint32_t layer, const yk_weig
     uint32_t n = 0;
     for (uint32_t i = 0; i < YK_W_N; i++) {
         const bool there = e->places && (e->places[layer].attn_dev || (i < YK_W_ROUTER && e->places[layer].attn_copy.host));
-        out[i] = !there && has_form(all[i]) ? all[i] : NULL;
+        out[i] = !there && yk_pack_form(all[i]) ? all[i] : NULL;
         n += out[i] != NULL;
     }
     return n;
 }
 
-static uint32_t n_parts_of(const yk_layer *l) { return (l->moe ? l->gate.n_mats : 1) + (l->sh_gate.data ? 1 : 0); }
+uint32_t yk_ffn_parts(const yk_layer *l) { return (l->moe ? l->gate.n_mats : 1) + (l->sh_gate.data ? 1 : 0); }
 
 /* A part as at most two slabs: the equal units, and the last one where it is smaller. */
 static uint32_t slabs_of(const yk_ffn_part *f, yk_slab slabs[2])
@@ -202,13 +215,13 @@ static uint64_t matrix_bytes(const yk_weight *w) { return aligned(yk_packed_byte
 static uint64_t pack_bytes(const yk_engine *e)
 {
     const yk_model *m = e->model;
-    uint64_t bytes = !e->head_dev && has_form(&m->output) ? matrix_bytes(&m->output) : 0;
+    uint64_t bytes = !e->head_dev && yk_pack_form(&m->output) ? matrix_bytes(&m->output) : 0;
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         const yk_weight *w[YK_W_N];
         whole_matrices(e, i, w);
         for (uint32_t k = 0; k < YK_W_N; k++)
             bytes += w[k] ? matrix_bytes(w[k]) : 0;
-        for (uint32_t p = 0; !e->places && p < n_parts_of(&m->layers[i]); p++) {
+        for (uint32_t p = 0; !e->places && p < yk_ffn_parts(&m->layers[i]); p++) {
             const yk_ffn_part f = yk_ffn_part_of(&m->layers[i], p);
             bytes += part_bytes(&f);
         }
@@ -253,10 +266,10 @@ static yk_status pack_all(yk_packer *p, yk_error *err)
             for (uint32_t k = 0; k < YK_W_N; k++)
                 if (w[k])
                     YK_TRY(pack_whole(p, w[k], &e->mats[(size_t)i * YK_W_N + k], err));
-        for (uint32_t part = 0; e->parts && part < n_parts_of(&m->layers[i]); part++)
+        for (uint32_t part = 0; e->parts && part < yk_ffn_parts(&m->layers[i]); part++)
             YK_TRY(pack_part(p, i, part, err));
     }
-    if (!e->head_dev && has_form(&m->output))
+    if (!e->head_dev && yk_pack_form(&m->output))
         YK_TRY(pack_whole(p, &m->output, &e->head, err));
     return yk_packer_flush(p, err);
 }
@@ -302,6 +315,7 @@ yk_status yk_engine_pack(yk_engine *e, const yk_engine_opts *o, yk_error *err)
                "weights stay as the file has them, which is slower: packed they need %" PRIu64
                " bytes beside %" PRIu64 " for the rest, available are %" PRIu64,
                bytes, reserved, cpu.memory_available_bytes);
+        yk_pack_cache_drop(e->cache);
         return YK_OK;
     }
     YK_TRY(open_tables(e, bytes, err));
@@ -311,5 +325,49 @@ yk_status yk_engine_pack(yk_engine *e, const yk_engine_opts *o, yk_error *err)
     *p = (yk_packer){.e = e, .progress = o->progress, .progress_user = o->progress_user, .total = bytes};
     const yk_status st = pack_all(p, err);
     yk_free(p);
+    return st;
+}
+
+/* One piece that no placement needed, into memory of its own: the cache is for every plan. */
+static yk_status put_missing(yk_packer *p, const yk_cache_entry *c, yk_error *err)
+{
+    const yk_model *m = p->e->model;
+    uint8_t *out = yk_alloc(YK_MEM_STAGING, c->bytes, 1);
+    if (!out)
+        return yk_fail_memory(err, c->bytes, "a piece of the pack cache");
+    yk_pack_item it = {.out = out, .entry = (uint32_t)(c - yk_pack_cache_entry(p->e->cache, 0))};
+    if (c->what == YK_CACHE_PART) {
+        it.part = yk_ffn_part_of(&m->layers[c->layer], c->part);
+        it.unit = yk_slab_of(&it.part, c->first, 1);
+    } else {
+        const yk_layer *l = c->what == YK_CACHE_HEAD ? NULL : &m->layers[c->layer];
+        const yk_weight *const all[] = {l ? &l->q : NULL, l ? &l->k : NULL, l ? &l->v : NULL, l ? &l->o : NULL, l ? &l->router : NULL, &m->output};
+        it.w = all[c->what];
+        it.row0 = c->first * YK_TILE_ROWS;
+        it.n_rows = it.w->n_rows - it.row0 < c->n * YK_TILE_ROWS ? it.w->n_rows - it.row0 : c->n * YK_TILE_ROWS;
+    }
+    yk_status st = add(p, &it, c->bytes, err);
+    if (st == YK_OK)
+        st = yk_packer_flush(p, err);
+    yk_free(out);
+    return st;
+}
+
+yk_status yk_engine_pack_finish(yk_engine *e, const yk_engine_opts *o, yk_error *err)
+{
+    if (!e->cache)
+        return YK_OK;
+    yk_packer *p = yk_alloc(YK_MEM_STAGING, 1, sizeof *p);
+    if (!p)
+        return yk_fail_memory(err, sizeof *p, "packing weights");
+    *p = (yk_packer){.e = e, .progress = o->progress, .progress_user = o->progress_user, .keep_source = true};
+    yk_status st = YK_OK;
+    for (uint32_t i = 0; st == YK_OK && yk_pack_cache_writing(e->cache) && (i = yk_pack_cache_missing(e->cache, i)) != YK_CACHE_NONE; i++) {
+        p->total += yk_pack_cache_entry(e->cache, i)->bytes;
+        st = put_missing(p, yk_pack_cache_entry(e->cache, i), err);
+    }
+    yk_free(p);
+    if (st == YK_OK)
+        yk_pack_cache_finish(&e->cache);
     return st;
 }

@@ -7,12 +7,19 @@
 /* One FFN part of a layer, and how it is cut. */
 typedef struct yk_ffn_part {
     const yk_weight *gate, *up, *down;
-    uint32_t mat; /* matrix in a set of experts */
+    uint32_t mat;   /* matrix in a set of experts */
+    uint32_t index; /* of the part in its layer */
     yk_cut cut;
 } yk_ffn_part;
 
 /* Part p of a layer: the dense FFN (0), an expert, or behind the experts the shared one. */
 yk_ffn_part yk_ffn_part_of(const yk_layer *l, uint32_t p);
+/* Parts of a layer. */
+uint32_t yk_ffn_parts(const yk_layer *l);
+/* True for a matrix that is there and has a packed form. */
+bool yk_pack_form(const yk_weight *w);
+/* Rows of a matrix that are packed at once, whole panels; from the matrix alone. */
+uint32_t yk_pack_rows_at_once(const yk_weight *w);
 /* True when all three matrices have a packed form. */
 bool yk_ffn_can_pack(const yk_ffn_part *f);
 /* Geometry of `units` cut units of equal size from cut unit `unit0` on; no memory yet. */
@@ -26,6 +33,7 @@ typedef struct yk_pack_item {
     yk_ffn_part part;
     yk_slab unit;         /* u0 and unit of this cut unit */
     uint8_t *out;
+    uint32_t entry; /* in the pack cache */
 } yk_pack_item;
 
 /* Collects work and lets the engine's workers do it. A flush is at least 64 MiB of work where there is as much, so that few workers wait long. */
@@ -39,7 +47,7 @@ typedef struct yk_packer {
     yk_pack_item items[YK_PACK_ITEMS];
 } yk_packer;
 
-/* Weights come to `out` when yk_packer_flush has returned; add may flush what came before. YK_ERR_CANCELLED: progress said so. */
+/* Weights come to `out`, packed or from the engine's pack cache, when yk_packer_flush has returned; add may flush what came before. YK_ERR_CANCELLED: progress said so. */
 yk_status yk_packer_add_matrix(yk_packer *p, const yk_weight *w, uint8_t *out, yk_error *err);
 yk_status yk_packer_add_slab(yk_packer *p, const yk_ffn_part *f, const yk_slab *slab, uint8_t *out, yk_error *err);
 yk_status yk_packer_flush(yk_packer *p, yk_error *err);
@@ -50,4 +58,6 @@ void yk_pack_release(const yk_model *m, const yk_weight *w, uint32_t mat, uint32
 /* Pack what the CPU alone reads: attention, router and head, where they are on the host, and without a placement every FFN part. When memory is short
  * everything stays where the file is mapped, and a line says so. e->pool is open. YK_ERR_MEMORY, YK_ERR_CANCELLED. */
 yk_status yk_engine_pack(yk_engine *e, const yk_engine_opts *o, yk_error *err);
+/* All is packed: what a new pack cache still lacks is added, and e->cache is closed. */
+yk_status yk_engine_pack_finish(yk_engine *e, const yk_engine_opts *o, yk_error *err);
 #endif
