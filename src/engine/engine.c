@@ -307,11 +307,22 @@ yk_status yk_engine_workers(uint32_t threads, uint32_t *n, yk_error *err)
     return YK_OK;
 }
 
+/* Workers wait for each other at every stage: two on one core wait for the scheduler instead. */
+static yk_status warn_threads(uint32_t n_workers, yk_error *err)
+{
+    uint32_t cpus[YK_MAX_WORKERS], n_cores = 0;
+    YK_TRY(yk_topology_cores(cpus, YK_MAX_WORKERS, &n_cores, err));
+    if (n_workers > n_cores)
+        yk_log(YK_LOG_WARN, "%u threads on %u cores that this process may use: more than one for each makes it slower", n_workers, n_cores);
+    return YK_OK;
+}
+
 /* Everything behind the choice of the plan. plan NULL: the CPU alone. */
 static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_opts *o, yk_error *err)
 {
     uint32_t n_workers;
     YK_TRY(yk_engine_workers(o->threads, &n_workers, err));
+    YK_TRY(warn_threads(n_workers, err));
     if (o->trace_path)
         YK_TRY(yk_trace_open(&e->trace, o->trace_path, err));
     if (plan && plan->n_devices) {

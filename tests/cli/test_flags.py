@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """Help, versions, flags and their refusal; the man page and the completion name the same flags as --help."""
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -83,6 +85,53 @@ def test_good_values():
     assert re.search(r'^yoke: seed \d+$', r.err, re.M), r  # a random seed can be used again
     refused(2, ['floppy'], *base, '--device', 'floppy')
     refused(2, ['sse9', 'ref'], *base, '--isa', 'sse9')
+
+
+def test_more_threads_than_cores():
+    cores = int(re.search(r'cores +(\d+) physical', good('devices').out).group(1))
+    base = ('run', '-m', MODEL, '--ids', '1 393', '--print-ids', '-n', '2', '--temp', '0', '-t')
+    one = good(*base, '1')
+    assert 'threads on' not in one.err, one
+    if cores >= 256:
+        return
+    many = good(*base, cores + 1)
+    assert len(re.findall(r'^yoke: .*%d threads on %d cores' % (cores + 1, cores), many.err, re.M)) == 1, many
+    assert many.out == one.out
+
+
+def test_check_tensors():
+    tensors = {t['name']: t for t in json.loads(good('inspect', '-o', 'json', MODEL).out)['tensors']}
+    with open(MODEL, 'rb') as f:
+        whole = f.read()
+    # Half precision scales: the first of a block of 144 bytes (Q4_K), the last of one of 210 (Q6_K); a whole F32, of a norm: always checked.
+    for name, kind, at, bits in (('token_embd.weight', 'Q4_K', 144 * 7, b'\x01\x7e'), ('output.weight', 'Q6_K', 210 * 9 + 208, b'\x00\xfc'),
+                                 ('blk.1.ffn_norm.weight', 'F32', 4 * 5, b'\x00\x00\x80\x7f')):
+        assert tensors[name]['type'] == kind
+        offset = tensors[name]['offset'] + at
+        with open(path('nan.gguf'), 'wb') as f:
+            f.write(whole[:offset] + bits + whole[offset + len(bits):])
+        for command in (('run', '-p', 'x', '-n', '1'), ('bench', '-p', '4', '-n', '0', '-r', '1'), ('inspect',)):
+            refused(3, [name, 'not finite' if kind == 'F32' else 'NaN or infinity'], command[0], '-q', '-m', path('nan.gguf'), '--check-tensors', *command[1:])
+    good('run', '-q', '-m', MODEL, '--check-tensors', '-p', 'x', '-n', '1')
+
+
+def test_pack_cache():
+    base = ('run', '-v', '-m', MODEL, '--ids', '1 393', '--print-ids', '-n', '8', '--temp', '0')
+    cache = path('packed')
+    expected = good(*base).out
+    for more, said in ((('-t', '1'), 'written'), ((), 'read'), (('--isa', 'ref', '-n', '1'), 'read'), (('--no-repack', '-n', '1'), None)):
+        r = good(*base, '--pack-cache', cache, *more)
+        assert r.out.split() == expected.split()[:len(r.out.split())] and r.out, r
+        assert re.findall(r'pack cache \S+: (\w+)', r.err) == ([said] if said else []), r
+    file, = os.listdir(cache)
+    with open(os.path.join(cache, file), 'r+b') as f:
+        f.seek(-100, os.SEEK_END)
+        f.write(b'damaged')
+    r = good(*[a for a in base if a != '-v'], '--pack-cache', cache)
+    assert r.out == expected and len(re.findall('pack cache', r.err)) == 1 and 'warning' in r.err, r
+    for command in (('perplexity', '-f', SOURCE + '/models/heldout_story.txt', '-c', '64', '--chunks', '1'), ('bench', '-p', '4', '-n', '0', '-r', '1')):
+        assert ': written' in good(command[0], '-v', '-m', MODEL, *command[1:], '--pack-cache', path('of ' + command[0])).err
+    refused(2, ['empty name'], *base[:1], '-q', *base[2:], '--pack-cache', '')
 
 
 def test_model_argument():
