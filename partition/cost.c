@@ -5,6 +5,8 @@
 
 /* Launches of a layer on a device: norm, qkv, rope and KV append, attention, output, add; norm, gate+up, down, weighted add. */
 enum { LAUNCHES_ATTN = 6, LAUNCHES_FFN = 4 };
+/* Stages of the CPU beside those of products: input, rope and KV, attention, o's input, FFN's input; router, route, group. */
+enum { STAGES_ATTN = 5, STAGES_ROUTER = 3 };
 
 static double or_default(double ns, double missing_ns)
 {
@@ -47,6 +49,12 @@ static double product_s(const yk_lane *lane, yk_type type, double bytes, double 
     return b ? bytes * (s[b - 1] + part * (s[b] - s[b - 1])) : bytes * s[YK_B_1];
 }
 
+/* The same in a step: those of a prompt are cut differently. */
+static double step_product_s(const yk_lane *lane, const yk_step_kind *step, yk_type type, double bytes, double n)
+{
+    return step->prefill && lane->prompt[type].n ? bytes * yk_curve_at(&lane->prompt[type], n) : product_s(lane, type, bytes, n);
+}
+
 double yk_cost_active(const yk_shape *shape, yk_part_group group, uint32_t n, double *tokens)
 {
     if (group != YK_PART_EXP) {
@@ -64,13 +72,13 @@ double yk_cost_active(const yk_shape *shape, yk_part_group group, uint32_t n, do
 static const double quarter[4] = {-1.25, -0.346, 0.346, 1.25};
 
 /* A product with n tokens on average: an expert has more of them or fewer. */
-static double mean_product_s(const yk_lane *lane, yk_type type, double bytes, double n, double spread)
+static double mean_product_s(const yk_lane *lane, const yk_step_kind *step, yk_type type, double bytes, double n, double spread)
 {
     double sum = 0;
     if (!(spread > 0))
-        return product_s(lane, type, bytes, n);
+        return step_product_s(lane, step, type, bytes, n);
     for (int i = 0; i < 4; i++)
-        sum += product_s(lane, type, bytes, n + spread * quarter[i]);
+        sum += step_product_s(lane, step, type, bytes, n + spread * quarter[i]);
     return sum / 4;
 }
 
@@ -90,9 +98,11 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
     for (int m = 0; m < YK_PART_MATS; m++) {
         const double b = (double)(units - last) * (double)part->unit_bytes[m] + (last ? (double)part->last_bytes[m] : 0);
         bytes += b;
-        s += mean_product_s(lane, part->type[m], b, tokens, spread);
+        s += mean_product_s(lane, step, part->type[m], b, tokens, spread);
     }
     if (kind == YK_KIND_CC) {
+        const double width = fmin((double)units * part->cut.unit, (double)part->cut.width - (double)use->unit0 * part->cut.unit);
+        s += 4 * tokens * width * lane->row_s_per_byte; /* intermediate rows: gathered and rounded for down */
         load->cpu_s += active * s;
         load->cpu_bytes += active * bytes;
         return;
@@ -113,24 +123,35 @@ const char *yk_bound_name(yk_bound b)
     return names[b];
 }
 
+/* What the CPU does between the products of attention and around it: stages, and the rows they pass on (input with norm, q with k and v, o's input,
+ * residual with norm). */
+static double between_s(const yk_cost *c, const yk_shape_layer *y, double n)
+{
+    const yk_shape *p = c->shape;
+    const double heads = (2.0 * p->n_heads + 2.0 * p->n_kv_heads) * p->head_dim;
+    const int stages = y->router.bytes ? STAGES_ATTN + STAGES_ROUTER : STAGES_ATTN;
+    return stages * c->cpu.stage_s + 4 * n * (2.0 * p->n_embd + heads) * c->cpu.row_s_per_byte;
+}
+
 double yk_cost_attn(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool device)
 {
     const yk_shape_layer *y = &c->shape->layers[layer];
     const yk_lane *lane = device ? &c->gpu : &c->cpu;
-    double s = 2 * lane->fixed_s + (device ? LAUNCHES_ATTN * c->launch_s : 0);
+    const uint32_t head = yk_head_of(c->shape->head_dim);
+    double s = 2 * lane->fixed_s + (device ? LAUNCHES_ATTN * c->launch_s : between_s(c, y, step->n));
     for (int m = 0; m < YK_ATTN_MATS; m++)
         if (y->attn[m].bytes)
-            s += product_s(lane, y->attn[m].type, (double)y->attn[m].bytes, step->n);
+            s += step_product_s(lane, step, y->attn[m].type, (double)y->attn[m].bytes, step->n);
     if (y->router.bytes)
-        s += product_s(lane, y->router.type, (double)y->router.bytes, step->n);
+        s += step_product_s(lane, step, y->router.type, (double)y->router.bytes, step->n);
     double depth = step->depth + (step->prefill ? step->n / 2.0 : 0);
     if (y->window && depth > y->window)
         depth = y->window;
     const double kv = depth * (double)yk_shape_kv_bytes(c->shape, step->kv_elem_bytes);
     if (!step->prefill)
-        return s + step->n * kv * lane->read_s_per_byte;
+        return s + step->n * kv * lane->head_kv_s_per_byte[head];
     const double flops = 4.0 * step->n * depth * c->shape->n_heads * c->shape->head_dim;
-    return s + fmax(kv * lane->read_s_per_byte, flops * lane->attention_s_per_flop);
+    return s + fmax(kv * lane->read_s_per_byte, flops * lane->head_s_per_flop[head]);
 }
 
 static double rows_bytes(const yk_cost *c, const yk_step_kind *step)
@@ -274,7 +295,7 @@ double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_si
                  back = c->hand_s / 2 + rows_bytes(c, step) * c->back_s_per_byte;
     const double fixed = gpu_any ? 2 * c->gpu.fixed_s + LAUNCHES_FFN * c->launch_s : 0;
     const double cpu_tail = device && cpu_any ? there + back : 0, gpu_hand = !device && gpu_any ? there + back : 0;
-    double tc = load->cpu_s + (cpu_any ? 2 * c->cpu.fixed_s : 0), tg = load->gg_s + load->cg_s + fixed, both = 0, more = 0;
+    double tc = load->cpu_s + (cpu_any ? 2 * c->cpu.fixed_s + c->cpu.stage_s : 0), tg = load->gg_s + load->cg_s + fixed, both = 0, more = 0;
     const copies p = copies_of(c, attn, load, device ? 0 : back);
     double link_end = copies_end(c, attn, &p, load->gg_s + fixed + (device ? 0 : there));
     if (p.window > 0 && c->shared_rate > 0)

@@ -19,11 +19,30 @@ static const char *const bucket_names[YK_N_BUCKETS] = {"1", "2-4", "5-8", "9-16"
 static const uint32_t bucket_tokens[YK_B_PREFILL] = {1, 4, 8, 16, 32};
 static const uint32_t fit_tokens[YK_FIT_TOKENS] = {1, 4, 8, 16, 32, 64, 128, 256, 512};
 static const char *const fit_names[YK_FIT_TOKENS] = {"1", "4", "8", "16", "32", "64", "128", "256", "512"};
+static const uint32_t prompt_tokens[YK_PROMPT_POINTS] = {8, 32, 64, 128, 512};
+static const char *const prompt_names[YK_PROMPT_POINTS] = {"8", "32", "64", "128", "512"};
+static const uint32_t head_dims[YK_HEAD_DIMS] = {64, 128};
+static const char *const head_names[YK_HEAD_DIMS] = {"64", "128"};
 static const char *const link_names[YK_LINK_FITS] = {"to_device", "to_host", "pageable_to_device", "pageable_to_host"};
 
 uint32_t yk_fit_tokens(uint32_t i)
 {
     return fit_tokens[i];
+}
+
+uint32_t yk_prompt_tokens(uint32_t i)
+{
+    return prompt_tokens[i];
+}
+
+uint32_t yk_head_dim(uint32_t i)
+{
+    return head_dims[i];
+}
+
+uint32_t yk_head_of(uint32_t head_dim)
+{
+    return head_dim > (head_dims[0] + head_dims[1]) / 2;
 }
 
 const char *yk_bucket_name(yk_bucket b)
@@ -89,6 +108,31 @@ static yk_status read_fits(const yk_jv *at, yk_rates *r)
         YK_TRY(yk_json_member(&fits, yk_type_get(t)->name, JSON_OBJECT, YK_JSON_OPTIONAL, &row));
         for (int i = 0; i < YK_FIT_TOKENS && row.v; i++)
             YK_TRY(read_fit(&row, fit_names[i], &r->product_fit[t][i]));
+    }
+    return YK_OK;
+}
+
+/* What only steps of the engine show: products in prompts, heads, the stages between products. */
+static yk_status read_steps(const yk_jv *at, yk_rates *r)
+{
+    yk_jv prompt, heads, row;
+    YK_TRY(yk_json_f64(at, "stage_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &r->stage_ns));
+    YK_TRY(yk_json_f64(at, "row_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &r->row_bytes_per_s));
+    YK_TRY(yk_json_member(at, "attention_by_head", JSON_OBJECT, YK_JSON_OPTIONAL, &heads));
+    for (int i = 0; i < YK_HEAD_DIMS && heads.v; i++) {
+        YK_TRY(yk_json_member(&heads, head_names[i], JSON_OBJECT, YK_JSON_OPTIONAL, &row));
+        if (!row.v)
+            continue;
+        YK_TRY(yk_json_f64(&row, "kv_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_REQUIRED, &r->head_kv_bytes_per_s[i]));
+        YK_TRY(yk_json_f64(&row, "flops_per_s", RATE_MIN, FLOPS_MAX, YK_JSON_REQUIRED, &r->head_flops_per_s[i]));
+    }
+    YK_TRY(yk_json_member(at, "prompt_bytes_per_s", JSON_OBJECT, YK_JSON_OPTIONAL, &prompt));
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT && prompt.v; t++) {
+        if (!yk_type_get(t))
+            continue;
+        YK_TRY(yk_json_member(&prompt, yk_type_get(t)->name, JSON_OBJECT, YK_JSON_OPTIONAL, &row));
+        for (int i = 0; i < YK_PROMPT_POINTS && row.v; i++)
+            YK_TRY(yk_json_f64(&row, prompt_names[i], RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &r->prompt[t][i]));
     }
     return YK_OK;
 }
@@ -233,6 +277,7 @@ static yk_status read_machine(const yk_jv *at, yk_machine *m)
     YK_TRY(yk_json_u64(&cpu, "memory_bytes", 1, BYTES_MAX, YK_JSON_REQUIRED, &m->memory_bytes));
     m->threads = (uint32_t)threads;
     YK_TRY(read_rates(&cpu, false, &m->rates));
+    YK_TRY(read_steps(&cpu, &m->rates));
     YK_TRY(read_reads(&cpu, m));
     YK_TRY(yk_json_member(at, "devices", JSON_ARRAY, YK_JSON_OPTIONAL, &devices));
     const size_t n = devices.v ? json_array_size(devices.v) : 0;
@@ -402,6 +447,43 @@ static void put_rates(object *o, const yk_rates *r, bool is_device)
     yk_text_put_json(o->t, prefill);
 }
 
+static void put_steps(object *o, const yk_rates *r)
+{
+    put_f64(o, "stage_ns", r->stage_ns, 0x1p-1000);
+    put_f64(o, "row_bytes_per_s", r->row_bytes_per_s, RATE_MIN);
+    bool any = false;
+    for (int i = 0; i < YK_HEAD_DIMS; i++) {
+        if (!(r->head_kv_bytes_per_s[i] >= RATE_MIN && r->head_flops_per_s[i] >= RATE_MIN))
+            continue;
+        json_t *v = json_object();
+        set_real(o->t, v, "kv_bytes_per_s", r->head_kv_bytes_per_s[i]);
+        set_real(o->t, v, "flops_per_s", r->head_flops_per_s[i]);
+        if (!any)
+            put_key(o, "attention_by_head");
+        yk_text_put(o->t, "%s\n%s \"%s\": ", any ? "," : "{", o->indent, head_names[i]);
+        yk_text_put_json(o->t, v);
+        any = true;
+    }
+    yk_text_put(o->t, any ? "}" : "");
+    any = false;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
+        json_t *row = json_object();
+        for (int i = 0; i < YK_PROMPT_POINTS; i++)
+            if (r->prompt[t][i] >= RATE_MIN)
+                set_real(o->t, row, prompt_names[i], r->prompt[t][i]);
+        if (row && json_object_size(row) == 0) {
+            json_decref(row);
+            continue;
+        }
+        if (!any)
+            put_key(o, "prompt_bytes_per_s");
+        yk_text_put(o->t, "%s\n%s \"%s\": ", any ? "," : "{", o->indent, yk_type_get(t)->name);
+        yk_text_put_json(o->t, row);
+        any = true;
+    }
+    yk_text_put(o->t, any ? "}" : "");
+}
+
 static void put_link(yk_text *t, const yk_machine_device *d)
 {
     object link = {t, "    ", false}, fits = {t, "     ", false};
@@ -473,6 +555,7 @@ yk_status yk_machine_write(const yk_machine *m, char **out, size_t *n_bytes, yk_
     put_u64(&cpu, "threads", m->threads);
     put_u64(&cpu, "memory_bytes", m->memory_bytes);
     put_rates(&cpu, &m->rates, false);
+    put_steps(&cpu, &m->rates);
     put_reads(&cpu, m);
     put_fits(&cpu, &m->rates);
     yk_text_put(&t, "\n }");
@@ -504,6 +587,43 @@ static uint32_t nearest_type(const yk_rates *r, uint32_t type)
     return best;
 }
 
+double yk_curve_at(const yk_curve *c, double tokens)
+{
+    uint32_t i = 0;
+    while (i < c->n && tokens > c->tokens[i])
+        i++;
+    if (!i)
+        return c->s_per_byte[0];
+    if (i == c->n)
+        return c->s_per_byte[i - 1] * tokens / c->tokens[i - 1];
+    const double part = (tokens - c->tokens[i - 1]) / (c->tokens[i] - c->tokens[i - 1]);
+    return c->s_per_byte[i - 1] + part * (c->s_per_byte[i] - c->s_per_byte[i - 1]);
+}
+
+static void add_point(yk_curve *c, double tokens, double s)
+{
+    c->tokens[c->n] = tokens;
+    c->s_per_byte[c->n] = c->n ? fmax(s, c->s_per_byte[c->n - 1]) : s;
+    c->n++;
+}
+
+/* One token, then what was measured in prompts; below the first of that the token buckets. bucket: seconds per byte. */
+static void resolve_prompt(yk_curve *c, const double prompt[YK_PROMPT_POINTS], const double bucket[YK_N_BUCKETS])
+{
+    int first = 0;
+    while (first < YK_PROMPT_POINTS && !(prompt[first] > 0))
+        first++;
+    if (first == YK_PROMPT_POINTS)
+        return;
+    add_point(c, 1, bucket[YK_B_1]);
+    for (int b = YK_B_4; b < YK_B_PREFILL && bucket_tokens[b] < prompt_tokens[first]; b++)
+        if (first > 1)
+            add_point(c, bucket_tokens[b], bucket[b]);
+    for (int i = first; i < YK_PROMPT_POINTS; i++)
+        if (prompt[i] > 0)
+            add_point(c, prompt_tokens[i], 1 / prompt[i]);
+}
+
 void yk_lane_resolve(yk_lane *lane, const yk_rates *r, bool is_device)
 {
     *lane = (yk_lane){0};
@@ -522,8 +642,15 @@ void yk_lane_resolve(yk_lane *lane, const yk_rates *r, bool is_device)
         s[YK_B_PREFILL] = rate[YK_B_PREFILL] > 0 ? 1 / rate[YK_B_PREFILL] : s[YK_B_32] / bucket_tokens[YK_B_32];
         best = fmax(best, rate[YK_B_1]);
         flops = fmax(flops, 16 / bits_of(t) / s[YK_B_PREFILL]);
+        resolve_prompt(&lane->prompt[t], r->prompt[from], s);
     }
     lane->read_s_per_byte = 1 / (r->read_bytes_per_s > 0 ? r->read_bytes_per_s : best);
     lane->fixed_s = 1e-9 * (is_device && r->fixed_ns < 0 ? 10e3 : r->fixed_ns);
     lane->attention_s_per_flop = 1 / (r->attention_flops_per_s > 0 ? r->attention_flops_per_s : flops);
+    for (int i = 0; i < YK_HEAD_DIMS; i++) {
+        lane->head_kv_s_per_byte[i] = r->head_kv_bytes_per_s[i] > 0 ? 1 / r->head_kv_bytes_per_s[i] : lane->read_s_per_byte;
+        lane->head_s_per_flop[i] = r->head_flops_per_s[i] > 0 ? 1 / r->head_flops_per_s[i] : lane->attention_s_per_flop;
+    }
+    lane->stage_s = 1e-9 * r->stage_ns;
+    lane->row_s_per_byte = r->row_bytes_per_s > 0 ? 1 / r->row_bytes_per_s : 0;
 }

@@ -12,6 +12,9 @@
  *   link to host         as link to device
  *   overlap              the CPU is left what the link does not take: max(read - to_device, read / 10); the link keeps its rate
  *   hand_off, launch, latencies, fixed cost   on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0
+ *   prompt (by type)     the token buckets, and the prefill rate beyond the last
+ *   attention_by_head    of K and V: read; of operations: attention_flops
+ *   stage, row           they cost nothing
  * The fits say how the rates were found and how sure they are; nothing has to be there. docs/PROFILER.md lists the keys of the file. */
 #ifndef YK_PARTITION_MACHINE_H
 #define YK_PARTITION_MACHINE_H
@@ -40,6 +43,15 @@ typedef struct yk_fit {
 enum { YK_FIT_TOKENS = 9 };
 uint32_t yk_fit_tokens(uint32_t i); /* 1 4 8 16 32 64 128 256 512 */
 
+/* Numbers of tokens that products inside a prompt are measured at: experts have few of its tokens. Steps of many tokens are cut in other slices than
+ * short ones, so these rates differ from those of the token buckets. */
+enum { YK_PROMPT_POINTS = 5 };
+uint32_t yk_prompt_tokens(uint32_t i); /* 8 32 64 128 512 */
+
+/* Dimensions of the heads that attention is measured with; others count as the nearest. */
+enum { YK_HEAD_DIMS = 2 };
+uint32_t yk_head_dim(uint32_t i); /* 64 128 */
+
 /* Memory read by a number of threads, from pages of one size. */
 typedef struct yk_read_rate {
     uint32_t threads, node; /* node YK_ALL_NODES: of all nodes; else threads and memory of that one */
@@ -55,6 +67,10 @@ typedef struct yk_rates {
     double read_bytes_per_s;
     double fixed_ns;                                  /* of one product, whatever its size (device: beside the launch) */
     double attention_flops_per_s;                     /* of prefill attention */
+    double prompt[YK_TYPE_LIMIT][YK_PROMPT_POINTS];   /* bytes/s of products in prompts */
+    double head_kv_bytes_per_s[YK_HEAD_DIMS], head_flops_per_s[YK_HEAD_DIMS]; /* attention of one token, of a prompt */
+    double stage_ns;                                  /* of a stage between products, with next to nothing to do */
+    double row_bytes_per_s;                           /* rows of activations (f32) that such stages gather, add, norm and round */
     yk_fit product_fit[YK_TYPE_LIMIT][YK_FIT_TOKENS]; /* x: bytes of weights */
     yk_fit attention_fit;                             /* of one token; x: bytes of K and V */
 } yk_rates;
@@ -102,12 +118,24 @@ yk_status yk_machine_read(yk_machine *out, const char *text, size_t n_bytes, yk_
 /* The text of a file, from yk_alloc. Reading and writing it again gives the same bytes. */
 yk_status yk_machine_write(const yk_machine *machine, char **out, size_t *n_bytes, yk_error *err);
 
+/* Seconds per byte of a product over its tokens: straight lines between n points, in proportion to tokens beyond them. */
+typedef struct yk_curve {
+    uint32_t n;
+    double tokens[YK_B_PREFILL + YK_PROMPT_POINTS], s_per_byte[YK_B_PREFILL + YK_PROMPT_POINTS];
+} yk_curve;
+
 /* Rates with every hole filled by the rules above: seconds per byte (prefill: per byte and token), rising with the bucket. */
 typedef struct yk_lane {
     double s_per_byte[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_s_per_byte, fixed_s, attention_s_per_flop;
+    yk_curve prompt[YK_TYPE_LIMIT]; /* n 0: not measured */
+    double head_kv_s_per_byte[YK_HEAD_DIMS], head_s_per_flop[YK_HEAD_DIMS];
+    double stage_s, row_s_per_byte;
 } yk_lane;
 void yk_lane_resolve(yk_lane *lane, const yk_rates *rates, bool is_device);
+double yk_curve_at(const yk_curve *curve, double tokens);
+/* Index of the measured head nearest to one of so many dimensions. */
+uint32_t yk_head_of(uint32_t head_dim);
 
 /* Device by "opencl:0", or "opencl" for the first of a backend; -1 when there is none. */
 int yk_machine_find(const yk_machine *machine, const char *name);

@@ -308,7 +308,7 @@ static void add_layer(sim *s, uint32_t layer, uint64_t step_index, bool *side)
             gpu = send_rows(s, YK_EV_DOWN, gpu);
     }
     if (cpu_any) {
-        const double fixed = 2 * s->cost.cpu.fixed_s;
+        const double fixed = 2 * s->cost.cpu.fixed_s + s->cost.cpu.stage_s;
         const uint32_t rows = device ? send_rows(s, YK_EV_DOWN, attn) : attn;
         cpu = add(s, YK_EV_CPU, fixed + f.cpu_s, f.cpu_bytes / (fixed + f.cpu_s), rows, 0, 0);
         if (device)

@@ -119,6 +119,14 @@ static void rehearse(yk_cost *c)
     for (int t = 0; t < YK_TYPE_LIMIT; t++)
         for (int b = 0; b < YK_N_BUCKETS; b++)
             c->gpu.s_per_byte[t][b] /= REHEARSAL_SPEED;
+    for (int t = 0; t < YK_TYPE_LIMIT; t++)
+        for (uint32_t i = 0; i < c->gpu.prompt[t].n; i++)
+            c->gpu.prompt[t].s_per_byte[i] /= REHEARSAL_SPEED;
+    for (int i = 0; i < YK_HEAD_DIMS; i++) {
+        c->gpu.head_kv_s_per_byte[i] /= REHEARSAL_SPEED;
+        c->gpu.head_s_per_flop[i] /= REHEARSAL_SPEED;
+    }
+    c->gpu.stage_s = c->gpu.row_s_per_byte = 0;
     c->gpu.read_s_per_byte /= REHEARSAL_SPEED;
     c->gpu.attention_s_per_flop /= REHEARSAL_SPEED;
     c->gpu.fixed_s = c->launch_s = c->hand_s = c->link_s = 0;
@@ -136,6 +144,9 @@ static void faster_memory(yk_cost *c)
         for (int b = 0; b < YK_B_PREFILL; b++)
             if (c->cpu.s_per_byte[t][b] < c->cpu.read_s_per_byte / 0.6)
                 c->cpu.s_per_byte[t][b] *= factor;
+    for (int i = 0; i < YK_HEAD_DIMS; i++)
+        if (c->cpu.head_kv_s_per_byte[i] < c->cpu.read_s_per_byte / 0.6)
+            c->cpu.head_kv_s_per_byte[i] *= factor;
     c->cpu.read_s_per_byte *= factor;
     c->overlap_cpu_rate += MORE_BYTES_PER_S;
     c->shared_rate += c->shared_rate > 0 ? MORE_BYTES_PER_S : 0;

@@ -1,11 +1,13 @@
-/* cpu.c - the CPU lane of this machine for the profiler: products, attention and reading, over memory larger than the caches where there is as much.
+/* cpu.c - the CPU lane of this machine for the profiler: products, attention, rows and reading, over memory larger than the caches where there is as
+ * much.
  *
- * Products are those of the engine: on packed weights where the type has a packed form, in slices of the engine's size, by its pool. */
+ * Products are those of the engine: FFNs of whole cut units, packed and laid out as its slabs are, in slices and token tiles of its size, by its pool. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu/pack.h"
+#include "cpu/slices.h"
 #include "profiler/membw.h"
 #include "profiler/profile.h"
 #include "src/base/clock.h"
@@ -13,14 +15,14 @@
 enum {
     MAX_SLICES = 16384,
     MAX_BENCHES = 2 + 16, /* huge pages, small pages, nodes */
-    ROWS_MULTIPLE = 16,
-    ROWS_MAX = 256,
-    RESULTS = 64 << 10, /* floats of a slice's results */
+    MAX_STAGES = 8,
+    UNIT = 256,         /* intermediate units of a cut unit (src/model/cut.h) */
+    PART_UNITS = 8,     /* cut units of an FFN; more of them are several FFNs, as experts are */
+    RESULTS = YK_TOKEN_TILE * 2 * YK_ROWS_MAX, /* floats of a slice's results */
+    ROW_STAGES = YK_PROFILE_ROW_STAGES,
     KV_BLOCK = 16,
     MAX_DEPTH = 16384,
     GROUP = YK_PROFILE_HEADS / YK_PROFILE_KV_HEADS,
-    HEAD_BYTES = KV_BLOCK * YK_PROFILE_HEAD_DIM * 2,
-    BLOCK_BYTES = 2 * YK_PROFILE_KV_HEADS * HEAD_BYTES, /* K of all heads, then V */
     SCORES = GROUP * MAX_DEPTH,
     TABLES = MAX_DEPTH / KV_BLOCK,
     FILL_BYTES = 1 << 20,
@@ -29,7 +31,7 @@ enum {
 };
 
 typedef struct scratch {
-    float y[RESULTS], scores[SCORES];
+    float y[RESULTS], h[YK_TOKEN_TILE * YK_ROWS_MAX], scores[SCORES];
     const void *k[TABLES], *v[TABLES];
 } scratch;
 
@@ -37,8 +39,9 @@ struct yk_cpu_bench {
     const yk_ops *ops;
     yk_pool *pool;
     yk_arena weights;
-    float *x; /* [YK_PROFILE_TOKENS][YK_PROFILE_COLS] */
-    yk_q8 q8;
+    float *x, *y, *z; /* [YK_PROFILE_TOKENS][YK_PROFILE_COLS] */
+    yk_q8 q8;         /* of x */
+    yk_q8 rows_q8;    /* what token stages round */
     _Atomic(uint64_t) *owners, *claims;
     uint64_t at; /* where in the weights the next pass begins */
     yk_read_bench *benches[MAX_BENCHES];
@@ -47,9 +50,11 @@ struct yk_cpu_bench {
     uint32_t n_benches;
 };
 
-static yk_status run_stage(yk_cpu_bench *b, yk_stage *stage, yk_pass *out, yk_error *err)
+static yk_status run_stages(yk_cpu_bench *b, yk_stage *stages, uint32_t n, yk_pass *out, yk_error *err)
 {
-    yk_job job = {.stages = stage, .n_stages = 1, .owners = b->owners, .claims = b->claims};
+    yk_job job = {.stages = stages, .n_stages = n, .owners = b->owners, .claims = b->claims};
+    for (uint32_t i = 0; i < n; i++)
+        stages[i].first_owner = i * MAX_SLICES;
     out->begin_ns = yk_now_ns();
     const yk_status st = yk_pool_run(b->pool, &job, err);
     out->end_ns = yk_now_ns();
@@ -59,95 +64,155 @@ static yk_status run_stage(yk_cpu_bench *b, yk_stage *stage, yk_pass *out, yk_er
 
 /* ---- products -------------------------------------------------------------------------------------------------------------------------- */
 
+/* FFNs of up to PART_UNITS cut units each for all tokens: gate_up, then down. `cols` is the width of gate's and up's rows and the height of down. */
 typedef struct product {
     const yk_cpu_bench *b;
     yk_type type;
-    bool packed;
     const uint8_t *w;
-    uint64_t row_bytes; /* of a panel, when packed */
-    uint32_t rows, slice_rows, n_tokens;
+    uint32_t n_tokens, cols, n_units;
+    uint32_t units_slice, rows_slice; /* intermediate units of a gate_up slice, rows of a down slice */
+    uint64_t panel, tile;             /* bytes of 16 rows of gate, of 16 rows of a tile of down */
+    uint64_t down_at, unit_bytes;     /* in a cut unit */
 } product;
 
-static void run_product(const yk_stage *stage, uint32_t slice, yk_worker *worker)
+static void multiply(const product *p, yk_matmul_packed m, uint32_t t0)
+{
+    const uint32_t left = p->n_tokens - t0;
+    const yk_q8 q = {p->b->q8.q + (size_t)t0 * YK_PROFILE_COLS, p->b->q8.scale + (size_t)t0 * (YK_PROFILE_COLS / 32),
+                     p->b->q8.sum + (size_t)t0 * (YK_PROFILE_COLS / 16), p->b->q8.n_blocks};
+    m.x = p->b->x + (size_t)t0 * YK_PROFILE_COLS;
+    m.x_stride = YK_PROFILE_COLS;
+    m.xq = &q;
+    m.n_tokens = left < YK_TOKEN_TILE ? left : YK_TOKEN_TILE;
+    p->b->ops->matmul_packed[p->type](&m);
+}
+
+static void run_gate_up(const yk_stage *stage, uint32_t slice, yk_worker *worker)
 {
     const product *p = stage->arg;
-    const uint32_t from = slice * p->slice_rows, left = p->rows - from, n_rows = left < p->slice_rows ? left : p->slice_rows;
+    const uint32_t per_unit = UNIT / p->units_slice, n_rows = 2 * p->units_slice;
+    const uint8_t *w = p->w + slice / per_unit * p->unit_bytes + slice % per_unit * (n_rows / YK_TILE_ROWS) * p->panel;
     scratch *s = worker->scratch;
-    if (p->packed)
-        p->b->ops->matmul_packed[p->type](&(yk_matmul_packed){.w = p->w + from / YK_TILE_ROWS * p->row_bytes,
-                                                              .panel_bytes = p->row_bytes,
-                                                              .n_rows = n_rows,
-                                                              .n_cols = YK_PROFILE_COLS,
-                                                              .x = p->b->x,
-                                                              .x_stride = YK_PROFILE_COLS,
-                                                              .xq = &p->b->q8,
-                                                              .n_tokens = p->n_tokens,
-                                                              .y = s->y,
-                                                              .y_stride = p->slice_rows});
-    else
-        p->b->ops->matmul[p->type](&(yk_matmul){.w = p->w + from * p->row_bytes,
-                                                .row_bytes = p->row_bytes,
-                                                .n_rows = n_rows,
-                                                .n_cols = YK_PROFILE_COLS,
-                                                .x = p->b->x,
-                                                .x_stride = YK_PROFILE_COLS,
-                                                .xq = &p->b->q8,
-                                                .n_tokens = p->n_tokens,
-                                                .y = s->y,
-                                                .y_stride = p->slice_rows});
+    for (uint32_t t0 = 0; t0 < p->n_tokens; t0 += YK_TOKEN_TILE) {
+        multiply(p, (yk_matmul_packed){.w = w, .panel_bytes = p->panel, .n_rows = n_rows, .n_cols = p->cols, .y = s->y, .y_stride = n_rows}, t0);
+        for (uint32_t t = 0; t < p->n_tokens - t0 && t < YK_TOKEN_TILE; t++)
+            for (uint32_t u = 0; u < p->units_slice; u += YK_TILE_ROWS) {
+                const float *gate = s->y + (size_t)t * n_rows + 2 * u;
+                p->b->ops->glu(gate, gate + YK_TILE_ROWS, YK_TILE_ROWS, YK_GLU_SILU, s->h + (size_t)t * p->units_slice + u);
+            }
+    }
 }
 
-static bool is_packed(const yk_cpu_bench *b, yk_type type)
+static void run_down(const yk_stage *stage, uint32_t slice, yk_worker *worker)
 {
-    return yk_pack_has(type) && b->ops->matmul_packed[type];
-}
-
-/* Bytes of 16 rows. */
-static uint64_t panel_bytes(const yk_cpu_bench *b, yk_type type)
-{
-    uint64_t row = 0;
-    if (is_packed(b, type))
-        return yk_panel_bytes(type, YK_PROFILE_COLS);
-    return yk_type_row_bytes(type, YK_PROFILE_COLS, &row) ? ROWS_MULTIPLE * row : 0;
+    const product *p = stage->arg;
+    const uint32_t r0 = slice * p->rows_slice, n_rows = p->cols - r0 < p->rows_slice ? p->cols - r0 : p->rows_slice;
+    scratch *s = worker->scratch;
+    for (uint32_t t = 0; t < p->n_tokens; t++)
+        memset(p->b->y + (size_t)t * YK_PROFILE_COLS + r0, 0, n_rows * sizeof *s->y);
+    for (uint32_t u = 0; u < p->n_units; u += PART_UNITS) {
+        const uint32_t units = p->n_units - u < PART_UNITS ? p->n_units - u : PART_UNITS;
+        const uint8_t *w = p->w + u * p->unit_bytes + p->down_at + r0 / YK_TILE_ROWS * p->tile;
+        for (uint32_t t0 = 0; t0 < p->n_tokens; t0 += YK_TOKEN_TILE) {
+            multiply(p, (yk_matmul_packed){.w = w, .panel_bytes = p->tile, .tile_stride = p->unit_bytes, .n_rows = n_rows, .n_cols = UNIT * units,
+                                           .y = s->y, .y_stride = n_rows}, t0);
+            for (uint32_t t = 0; t < p->n_tokens - t0 && t < YK_TOKEN_TILE; t++)
+                p->b->ops->add_scaled(s->y + (size_t)t * n_rows, 1, n_rows, p->b->y + (size_t)(t0 + t) * YK_PROFILE_COLS + r0);
+        }
+    }
 }
 
 static bool cpu_has(void *self, yk_type type)
 {
     const yk_cpu_bench *b = self;
-    return yk_type_get(type) && (b->ops->matmul[type] || is_packed(b, type)) && panel_bytes(b, type) > 0;
+    return yk_type_get(type) && yk_pack_has(type) && b->ops->matmul_packed[type] && yk_panel_bytes(type, YK_PROFILE_COLS) > 0;
+}
+
+static uint64_t unit_bytes(yk_type type, uint32_t cols)
+{
+    return 2 * UNIT / YK_TILE_ROWS * yk_panel_bytes(type, cols) + cols / YK_TILE_ROWS * yk_panel_bytes(type, UNIT);
 }
 
 static uint64_t cpu_unit_bytes(void *self, yk_type type)
 {
-    return 3 * 256 / ROWS_MULTIPLE * panel_bytes(self, type);
+    (void)self;
+    return unit_bytes(type, YK_PROFILE_COLS);
 }
 
-static yk_status cpu_product(void *self, yk_type type, uint32_t n_tokens, uint64_t bytes, yk_pass *out, yk_error *err)
+/* Less than a cut unit has narrower rows; more than one is whole units. */
+static void size_product(const yk_cpu_bench *b, product *p, uint64_t bytes, uint32_t step_tokens)
+{
+    const uint64_t unit = unit_bytes(p->type, YK_PROFILE_COLS);
+    uint64_t n = (bytes + unit / 2) / unit, row = 0, down_row = 0;
+    p->cols = YK_PROFILE_COLS;
+    if (!n)
+        p->cols = (uint32_t)((bytes * (YK_PROFILE_COLS / UNIT) + unit - 1) / unit) * UNIT;
+    p->cols = p->cols < UNIT ? UNIT : p->cols > YK_PROFILE_COLS ? YK_PROFILE_COLS : p->cols;
+    p->panel = yk_panel_bytes(p->type, p->cols);
+    p->tile = yk_panel_bytes(p->type, UNIT);
+    p->down_at = 2 * UNIT / YK_TILE_ROWS * p->panel;
+    p->unit_bytes = unit_bytes(p->type, p->cols);
+    n = n < 1 ? 1 : n > MAX_SLICES * YK_UNITS_MULTIPLE / UNIT ? MAX_SLICES * YK_UNITS_MULTIPLE / UNIT : n;
+    p->n_units = (uint32_t)(n * p->unit_bytes > b->weights.size ? b->weights.size / p->unit_bytes : n);
+    if (!yk_type_row_bytes(p->type, p->cols, &row) ||
+        !yk_type_row_bytes(p->type, UNIT * (p->n_units < PART_UNITS ? p->n_units : PART_UNITS), &down_row))
+        row = down_row = 0; /* cpu_has has seen that both can be */
+    p->units_slice = yk_units_per_slice(2 * row, step_tokens, UNIT);
+    p->rows_slice = yk_rows_per_slice(down_row, step_tokens, YK_ROWS_MULTIPLE);
+}
+
+static yk_status cpu_product(void *self, yk_type type, uint32_t n_tokens, uint32_t step_tokens, uint64_t bytes, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
-    const uint64_t panel = panel_bytes(b, type), fits = b->weights.size / panel;
-    product p = {.b = b, .type = type, .packed = is_packed(b, type), .n_tokens = n_tokens};
-    p.row_bytes = p.packed ? panel : panel / ROWS_MULTIPLE;
-    /* As the engine cuts its products. */
-    uint64_t rows = (128u << 10) / (1 + n_tokens / 4) / (panel / ROWS_MULTIPLE);
-    rows = rows < ROWS_MULTIPLE ? ROWS_MULTIPLE : rows > ROWS_MAX ? ROWS_MAX : rows / ROWS_MULTIPLE * ROWS_MULTIPLE;
-    while (rows > ROWS_MULTIPLE && rows * n_tokens > RESULTS)
-        rows -= ROWS_MULTIPLE;
-    p.slice_rows = (uint32_t)rows;
-    uint64_t panels = (bytes + panel - 1) / panel;
-    const uint64_t most = (uint64_t)MAX_SLICES * rows / ROWS_MULTIPLE;
-    panels = panels < yk_pool_size(b->pool) ? yk_pool_size(b->pool) : panels;
-    panels = panels > most ? most : panels;
-    panels = panels > fits ? fits : panels;
-    if (b->at + panels * panel > b->weights.size)
+    product p = {.b = b, .type = type, .n_tokens = n_tokens};
+    size_product(b, &p, bytes, step_tokens);
+    const uint64_t all = p.n_units * p.unit_bytes;
+    if (b->at + all > b->weights.size)
         b->at = 0;
     p.w = b->weights.base + b->at;
-    p.rows = (uint32_t)(panels * ROWS_MULTIPLE);
-    b->at += (panels * panel + 63) / 64 * 64;
-    out->x = (double)(panels * panel);
-    yk_stage stage = {
-        .name = "product", .run = run_product, .arg = &p, .max_slices = (p.rows + p.slice_rows - 1) / p.slice_rows};
-    return run_stage(b, &stage, out, err);
+    b->at += (all + 63) / 64 * 64;
+    out->x = (double)all;
+    yk_stage stages[2] = {{.name = "gate_up", .run = run_gate_up, .arg = &p, .max_slices = p.n_units * (UNIT / p.units_slice)},
+                          {.name = "down", .run = run_down, .arg = &p, .max_slices = yk_ceil_div(p.cols, p.rows_slice)}};
+    return run_stages(b, stages, 2, out, err);
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------------------------------------------- */
+
+typedef struct rows {
+    const yk_cpu_bench *b;
+    float *from, *to;
+    uint32_t n_tokens;
+} rows;
+
+/* What a stage between products does with the rows of 16 tokens: gather, add, norm, round. */
+static void run_rows(const yk_stage *stage, uint32_t slice, yk_worker *worker)
+{
+    enum { TOKENS = 16, PIECE = YK_ROWS_MANY };
+    const rows *r = stage->arg;
+    scratch *s = worker->scratch;
+    for (uint32_t t = TOKENS * slice; t < TOKENS * slice + TOKENS && t < r->n_tokens; t++) {
+        const size_t row = (size_t)t * YK_PROFILE_COLS;
+        yk_q8 q = r->b->rows_q8;
+        for (uint32_t c = 0; c < YK_PROFILE_COLS; c += PIECE)
+            memcpy(s->y + c, r->from + row + c, PIECE * sizeof *s->y);
+        r->b->ops->add(r->b->x + row, YK_PROFILE_COLS, s->y);
+        r->b->ops->rms_norm(s->y, NULL, NULL, YK_PROFILE_COLS, 1e-5f, r->to + row);
+        r->b->ops->quantise(r->to + row, YK_PROFILE_COLS, &q, t);
+    }
+}
+
+static yk_status cpu_rows(void *self, uint32_t n_tokens, yk_pass *out, yk_error *err)
+{
+    yk_cpu_bench *b = self;
+    rows r[ROW_STAGES];
+    yk_stage stages[ROW_STAGES];
+    for (int i = 0; i < ROW_STAGES; i++) {
+        r[i] = (rows){b, i % 2 ? b->z : b->y, i % 2 ? b->y : b->z, n_tokens};
+        stages[i] = (yk_stage){.name = "rows", .run = run_rows, .arg = &r[i], .max_slices = yk_ceil_div(n_tokens, 16)};
+    }
+    out->x = (double)ROW_STAGES * n_tokens * YK_PROFILE_COLS * sizeof *b->x;
+    return run_stages(b, stages, ROW_STAGES, out, err);
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------------------------------------- */
@@ -155,7 +220,8 @@ static yk_status cpu_product(void *self, yk_type type, uint32_t n_tokens, uint64
 typedef struct attention {
     const yk_cpu_bench *b;
     const uint8_t *kv;
-    uint32_t n_tokens, depth;
+    uint32_t n_tokens, depth, head_dim;
+    uint32_t head_bytes; /* of a block of K or V */
 } attention;
 
 /* A slice: one head of K and V, at most 16 tokens. */
@@ -165,15 +231,15 @@ static void run_attention(const yk_stage *stage, uint32_t slice, yk_worker *work
     scratch *s = worker->scratch;
     const uint32_t head = slice % YK_PROFILE_KV_HEADS, first = slice / YK_PROFILE_KV_HEADS * KV_BLOCK;
     for (uint32_t i = 0; i < (a->depth + KV_BLOCK - 1) / KV_BLOCK; i++) {
-        s->k[i] = a->kv + (uint64_t)i * BLOCK_BYTES + head * HEAD_BYTES;
-        s->v[i] = (const uint8_t *)s->k[i] + YK_PROFILE_KV_HEADS * HEAD_BYTES;
+        s->k[i] = a->kv + ((uint64_t)i * 2 * YK_PROFILE_KV_HEADS + head) * a->head_bytes;
+        s->v[i] = (const uint8_t *)s->k[i] + YK_PROFILE_KV_HEADS * a->head_bytes;
     }
-    a->b->ops->attention(&(yk_attention){.q = a->b->x + (size_t)first * YK_PROFILE_COLS + head * GROUP * YK_PROFILE_HEAD_DIM,
+    a->b->ops->attention(&(yk_attention){.q = a->b->x + (size_t)first * YK_PROFILE_COLS + head * GROUP * a->head_dim,
                                          .k_blocks = s->k,
                                          .v_blocks = s->v,
-                                         .kv_stride = YK_PROFILE_HEAD_DIM,
+                                         .kv_stride = a->head_dim,
                                          .n_heads = GROUP,
-                                         .head_dim = YK_PROFILE_HEAD_DIM,
+                                         .head_dim = a->head_dim,
                                          .end = a->depth,
                                          .scale = 0.0884f,
                                          .kv_f16 = true,
@@ -181,29 +247,29 @@ static void run_attention(const yk_stage *stage, uint32_t slice, yk_worker *work
                                          .out = s->y,
                                          .n_tokens = a->n_tokens - first < KV_BLOCK ? a->n_tokens - first : KV_BLOCK,
                                          .q_stride = YK_PROFILE_COLS,
-                                         .out_stride = GROUP * YK_PROFILE_HEAD_DIM});
+                                         .out_stride = GROUP * a->head_dim});
 }
 
-static yk_status cpu_attention(void *self, uint32_t n_tokens, uint32_t depth, yk_pass *out, yk_error *err)
+static yk_status cpu_attention(void *self, uint32_t n_tokens, uint32_t depth, uint32_t head_dim, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
-    const uint64_t most = b->weights.size / BLOCK_BYTES * KV_BLOCK;
+    const uint32_t head_bytes = KV_BLOCK * head_dim * 2, block = 2 * YK_PROFILE_KV_HEADS * head_bytes; /* K of all heads, then V */
+    const uint64_t most = b->weights.size / block * KV_BLOCK;
     depth = depth > MAX_DEPTH ? MAX_DEPTH : depth;
     depth = depth > most ? (uint32_t)most : depth;
-    attention a = {.b = b, .n_tokens = n_tokens, .depth = depth};
-    const uint64_t bytes = (depth + KV_BLOCK - 1ull) / KV_BLOCK * BLOCK_BYTES;
+    attention a = {.b = b, .n_tokens = n_tokens, .depth = depth, .head_dim = head_dim, .head_bytes = head_bytes};
+    const uint64_t bytes = (depth + KV_BLOCK - 1ull) / KV_BLOCK * block;
     b->at = (b->at + 63) / 64 * 64;
     if (b->at + bytes > b->weights.size)
         b->at = 0;
     a.kv = b->weights.base + b->at;
     b->at += bytes;
-    out->x = n_tokens == 1 ? (double)depth * BLOCK_BYTES / KV_BLOCK
-                           : 4.0 * n_tokens * depth * YK_PROFILE_HEADS * YK_PROFILE_HEAD_DIM;
+    out->x = n_tokens == 1 ? (double)depth * block / KV_BLOCK : 4.0 * n_tokens * depth * YK_PROFILE_HEADS * head_dim;
     yk_stage stage = {.name = "attention",
                       .run = run_attention,
                       .arg = &a,
                       .max_slices = (n_tokens + KV_BLOCK - 1) / KV_BLOCK * YK_PROFILE_KV_HEADS};
-    return run_stage(b, &stage, out, err);
+    return run_stages(b, &stage, 1, out, err);
 }
 
 /* ---- reading --------------------------------------------------------------------------------------------------------------------------- */
@@ -365,6 +431,22 @@ static uint64_t weights_bytes(const yk_cpu_info *cpu, bool quick)
     return (bytes > 8ull << 20 ? bytes : 8ull << 20) / 4096 * 4096;
 }
 
+static void close_q8(yk_q8 *q)
+{
+    yk_free(q->q);
+    yk_free(q->scale);
+    yk_free(q->sum);
+}
+
+/* Rounded rows for all tokens; false: no memory. */
+static bool open_q8(yk_q8 *q)
+{
+    const size_t n = (size_t)YK_PROFILE_TOKENS * YK_PROFILE_COLS;
+    *q = (yk_q8){yk_alloc(YK_MEM_RUNTIME, n, 1), yk_alloc(YK_MEM_RUNTIME, n / 32, sizeof *q->scale), yk_alloc(YK_MEM_RUNTIME, n / 16, sizeof *q->sum),
+                 YK_PROFILE_COLS / 32};
+    return q->q && q->scale && q->sum;
+}
+
 void yk_cpu_bench_close(yk_cpu_bench **bench)
 {
     yk_cpu_bench *b = *bench;
@@ -376,9 +458,10 @@ void yk_cpu_bench_close(yk_cpu_bench **bench)
     yk_pool_close(&b->pool);
     yk_arena_close(&b->weights);
     yk_free(b->x);
-    yk_free(b->q8.q);
-    yk_free(b->q8.scale);
-    yk_free(b->q8.sum);
+    yk_free(b->y);
+    yk_free(b->z);
+    close_q8(&b->q8);
+    close_q8(&b->rows_q8);
     yk_free((void *)b->owners);
     yk_free((void *)b->claims);
     yk_free(b);
@@ -387,17 +470,16 @@ void yk_cpu_bench_close(yk_cpu_bench **bench)
 static yk_status open_activations(yk_cpu_bench *b, yk_error *err)
 {
     const size_t n = (size_t)YK_PROFILE_TOKENS * YK_PROFILE_COLS;
+    const bool q8 = open_q8(&b->q8) && open_q8(&b->rows_q8);
     b->x = yk_alloc(YK_MEM_RUNTIME, n, sizeof *b->x);
-    b->q8.n_blocks = YK_PROFILE_COLS / 32;
-    b->q8.q = yk_alloc(YK_MEM_RUNTIME, n, 1);
-    b->q8.scale = yk_alloc(YK_MEM_RUNTIME, n / 32, sizeof *b->q8.scale);
-    b->q8.sum = yk_alloc(YK_MEM_RUNTIME, n / 16, sizeof *b->q8.sum);
-    b->owners = yk_alloc(YK_MEM_RUNTIME, MAX_SLICES, sizeof *b->owners);
-    b->claims = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *b->claims);
-    if (!b->x || !b->q8.q || !b->q8.scale || !b->q8.sum || !b->owners || !b->claims)
-        return yk_fail_memory(err, n * 6 + MAX_SLICES * sizeof *b->owners, "measuring the CPU");
+    b->y = yk_alloc(YK_MEM_RUNTIME, n, sizeof *b->y);
+    b->z = yk_alloc(YK_MEM_RUNTIME, n, sizeof *b->z);
+    b->owners = yk_alloc(YK_MEM_RUNTIME, MAX_STAGES * MAX_SLICES, sizeof *b->owners);
+    b->claims = yk_alloc(YK_MEM_RUNTIME, MAX_STAGES, sizeof *b->claims);
+    if (!q8 || !b->x || !b->y || !b->z || !b->owners || !b->claims)
+        return yk_fail_memory(err, n * 15 + MAX_STAGES * MAX_SLICES * sizeof *b->owners, "measuring the CPU");
     for (size_t i = 0; i < n; i++)
-        b->x[i] = (float)((int)(i * 2654435761u >> 16 & 0xff) - 128) / 128;
+        b->x[i] = b->y[i] = (float)((int)(i * 2654435761u >> 16 & 0xff) - 128) / 128;
     for (uint32_t t = 0; t < YK_PROFILE_TOKENS; t++)
         b->ops->quantise(b->x + (size_t)t * YK_PROFILE_COLS, YK_PROFILE_COLS, &b->q8, t);
     return YK_OK;
@@ -419,7 +501,8 @@ yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_p
                              .has = cpu_has,
                              .unit_bytes = cpu_unit_bytes,
                              .product = cpu_product,
-                             .attention = cpu_attention};
+                             .attention = cpu_attention,
+                             .rows = cpu_rows};
     const yk_pool_opts po = {.n_workers = o->threads, .scratch_bytes = sizeof(scratch), .pin = true};
     yk_status st = open_activations(b, err);
     if (st == YK_OK)
@@ -431,7 +514,7 @@ yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_p
                          .run = run_fill,
                          .arg = b,
                          .max_slices = (uint32_t)((b->weights.size + FILL_BYTES - 1) / FILL_BYTES)};
-        st = run_stage(b, &fill, &ignored, err);
+        st = run_stages(b, &fill, 1, &ignored, err);
     }
     if (st == YK_OK && !small)
         st = open_reads(b, lane, o, &info, err);

@@ -18,7 +18,8 @@ enum {
     CANARY_MS = 130,
     AGAIN_MS = 100,
     CYCLES = 4,
-    PREFILL_TOKENS = 64,
+    PREFILL_TOKENS = 64, /* steps of so many are cut as prompts are */
+    ROWS_TOKENS = 256,
     CANARY_BYTES = 128 << 20
 };
 
@@ -163,7 +164,7 @@ void yk_profile_take(yk_profile_run *r, const yk_item *it)
 
 bool yk_profile_wants(const yk_profile_opts *o, uint32_t n_tokens)
 {
-    return !o->quick || n_tokens == 1 || n_tokens == 8 || n_tokens == 64;
+    return !o->quick || n_tokens == 1 || n_tokens == 8 || n_tokens == 64 || n_tokens == YK_PROFILE_TOKENS;
 }
 
 /* Seconds per byte at n tokens, off the straight lines between what was measured. */
@@ -209,27 +210,38 @@ static yk_status pass_read(yk_item *it, double x, yk_pass *out, yk_error *err)
 static yk_status pass_product(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
     const yk_profile_cpu *cpu = it->lane;
-    return cpu->product(cpu->self, it->type, it->n, (uint64_t)x, out, err);
+    return cpu->product(cpu->self, it->type, it->n, it->which, (uint64_t)x, out, err);
 }
 
 static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
     const yk_profile_cpu *cpu = it->lane;
-    return cpu->attention(cpu->self, it->n, (uint32_t)(x + 0.5), out, err);
+    return cpu->attention(cpu->self, it->n, (uint32_t)(x + 0.5), it->which, out, err);
 }
 
-static yk_item *product_item(yk_profile_run *r, yk_type type, uint32_t n_tokens)
+static yk_status pass_rows(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
-    yk_item *it = yk_profile_item(r, "cpu.%s.%u", yk_type_get(type)->name, n_tokens);
+    const yk_profile_cpu *cpu = it->lane;
+    return cpu->rows(cpu->self, (uint32_t)(x + 0.5), out, err);
+}
+
+/* n of the step's tokens. Where there are many the fixed cost does not count, and one size tells the rate. */
+static yk_item *product_item(yk_profile_run *r, yk_type type, uint32_t n_tokens, uint32_t step_tokens)
+{
+    yk_item *it = step_tokens == n_tokens ? yk_profile_item(r, "cpu.%s.%u", yk_type_get(type)->name, n_tokens)
+                                          : yk_profile_item(r, "cpu.%s.%u of %u", yk_type_get(type)->name, n_tokens, step_tokens);
     const double unit = (double)r->cpu->unit_bytes(r->cpu->self, type);
+    const bool many = step_tokens >= PREFILL_TOKENS;
     if (!it)
         return NULL;
     it->pass = pass_product;
     it->lane = (void *)r->cpu;
     it->type = type;
     it->n = n_tokens;
-    it->n_x = 2;
-    it->x[0] = unit;
+    it->which = step_tokens;
+    it->n_x = many ? 1 : 2;
+    it->proportional = many;
+    it->x[0] = many ? 4 * unit : unit;
     it->x[1] = 8 * unit;
     it->least = unit / 16;
     it->weight = n_tokens > 8 ? 2 : 1;
@@ -257,20 +269,59 @@ static bool add_reads(yk_profile_run *r)
     return true;
 }
 
-static bool add_attention(yk_profile_run *r, yk_fit *prefill)
+/* For heads of each width, one token and a prompt; [0] of the fits is one token. */
+static bool add_attention(yk_profile_run *r, yk_fit fits[2][YK_HEAD_DIMS])
 {
-    for (int k = 0; k < 2; k++) {
-        yk_item *it = yk_profile_item(r, k ? "cpu.attention.prefill" : "cpu.attention");
+    for (uint32_t k = 0; k < 2 * YK_HEAD_DIMS; k++) {
+        const uint32_t dim = yk_head_dim(k / 2);
+        yk_item *it = yk_profile_item(r, "cpu.attention.%u%s", dim, k % 2 ? ".prefill" : "");
         if (!it)
             return false;
         it->pass = pass_attention;
         it->lane = (void *)r->cpu;
-        it->n = k ? PREFILL_TOKENS : 1;
+        it->n = k % 2 ? PREFILL_TOKENS : 1;
+        it->which = dim;
         it->n_x = r->o->quick ? 2 : 3;
         for (uint32_t i = 0; i < it->n_x; i++)
             it->x[i] = 256u << 2 * i;
         it->least = 16;
-        it->to = k ? prefill : &r->m->rates.attention_fit;
+        it->to = &fits[k % 2][k / 2];
+    }
+    return true;
+}
+
+static bool add_rows(yk_profile_run *r, yk_fit *to)
+{
+    yk_item *it = r->cpu->rows ? yk_profile_item(r, "cpu.rows") : NULL;
+    if (!it)
+        return !r->cpu->rows;
+    it->pass = pass_rows;
+    it->lane = (void *)r->cpu;
+    it->n_x = 2;
+    it->x[0] = 1;
+    it->x[1] = ROWS_TOKENS;
+    it->fixed = true;
+    it->to = to;
+    return true;
+}
+
+/* Products of a type: steps of so many tokens, and few tokens of a prompt. `few` is beside the points that whole steps measure. */
+static bool add_products(yk_profile_run *r, yk_type type, yk_fit few[YK_PROMPT_POINTS])
+{
+    for (uint32_t i = 0; i < YK_FIT_TOKENS; i++) {
+        const uint32_t n = yk_fit_tokens(i);
+        yk_item *it = yk_profile_wants(r->o, n) ? product_item(r, type, n, n) : NULL;
+        if (yk_profile_wants(r->o, n) && !it)
+            return false;
+        if (it)
+            it->to = &r->m->rates.product_fit[type][i];
+    }
+    for (uint32_t i = 0; i < YK_PROMPT_POINTS && (r->o->few || !r->o->quick); i++) {
+        yk_item *it = yk_prompt_tokens(i) < PREFILL_TOKENS ? product_item(r, type, yk_prompt_tokens(i), YK_PROFILE_TOKENS) : NULL;
+        if (yk_prompt_tokens(i) < PREFILL_TOKENS && !it)
+            return false;
+        if (it)
+            it->to = &few[i];
     }
     return true;
 }
@@ -279,6 +330,38 @@ static int by_value(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
+}
+
+/* What is not taken from fits as they are. */
+typedef struct cpu_fits {
+    yk_fit few[YK_TYPE_LIMIT][YK_PROMPT_POINTS], attention[2][YK_HEAD_DIMS], rows;
+} cpu_fits;
+
+/* Rates in prompts: where whole steps have as many tokens, theirs. */
+static void take_prompt(double prompt[YK_PROMPT_POINTS], const yk_fit few[YK_PROMPT_POINTS], const yk_fit fits[YK_FIT_TOKENS])
+{
+    for (uint32_t i = 0; i < YK_PROMPT_POINTS; i++) {
+        prompt[i] = few[i].per_s;
+        for (uint32_t k = 0; k < YK_FIT_TOKENS; k++)
+            if (yk_fit_tokens(k) == yk_prompt_tokens(i) && yk_prompt_tokens(i) >= PREFILL_TOKENS)
+                prompt[i] = fits[k].per_s;
+    }
+}
+
+static void take_steps(yk_rates *rates, const cpu_fits *f)
+{
+    for (uint32_t i = 0; i < YK_HEAD_DIMS; i++) {
+        rates->head_kv_bytes_per_s[i] = f->attention[0][i].per_s;
+        rates->head_flops_per_s[i] = f->attention[1][i].per_s;
+        if (yk_head_dim(i) == YK_PROFILE_HEAD_DIM) {
+            rates->attention_fit = f->attention[0][i];
+            rates->attention_flops_per_s = f->attention[1][i].per_s;
+        }
+    }
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+        take_prompt(rates->prompt[t], f->few[t], rates->product_fit[t]);
+    rates->stage_ns = f->rows.ns / YK_PROFILE_ROW_STAGES;
+    rates->row_bytes_per_s = f->rows.per_s;
 }
 
 static void take_cpu(yk_machine *m)
@@ -293,7 +376,7 @@ static void take_cpu(yk_machine *m)
         /* products read memory too: the larger of both is what it gives */
         rates->read_bytes_per_s = fmax(rates->read_bytes_per_s, rates->product[t][0]);
         if (rates->product_fit[t][0].per_s > 0)
-            fixed[n++] = rates->product_fit[t][0].ns;
+            fixed[n++] = rates->product_fit[t][0].ns / 2; /* gate_up and down */
     }
     qsort(fixed, n, sizeof *fixed, by_value);
     rates->fixed_ns = n ? fixed[n / 2] : 0;
@@ -301,21 +384,20 @@ static void take_cpu(yk_machine *m)
 
 static yk_status measure_cpu(yk_profile_run *r, yk_error *err)
 {
-    yk_fit prefill = {0};
-    bool room = add_reads(r) && add_attention(r, &prefill);
+    cpu_fits *fits = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *fits);
+    bool room = fits && add_reads(r) && add_attention(r, fits->attention) && add_rows(r, &fits->rows);
     for (uint32_t t = 0; room && t < YK_TYPE_LIMIT; t++)
-        for (uint32_t i = 0; room && i < YK_FIT_TOKENS && r->o->types[t] && r->cpu->has(r->cpu->self, (yk_type)t); i++) {
-            yk_item *it = yk_profile_wants(r->o, yk_fit_tokens(i)) ? product_item(r, (yk_type)t, yk_fit_tokens(i)) : NULL;
-            room = it || !yk_profile_wants(r->o, yk_fit_tokens(i));
-            if (it)
-                it->to = &r->m->rates.product_fit[t][i];
-        }
-    if (!room)
-        return yk_fail_memory(err, r->n_items * sizeof *r->items, "measuring the CPU");
-    YK_TRY(yk_profile_items(r, err));
-    r->m->rates.attention_flops_per_s = prefill.per_s;
-    take_cpu(r->m);
-    return YK_OK;
+        if (r->o->types[t] && r->cpu->has(r->cpu->self, (yk_type)t))
+            room = add_products(r, (yk_type)t, fits->few[t]);
+    yk_status st = room ? YK_OK : yk_fail_memory(err, r->n_items * sizeof *r->items + sizeof *fits, "measuring the CPU");
+    if (st == YK_OK)
+        st = yk_profile_items(r, err);
+    if (st == YK_OK) {
+        take_steps(&r->m->rates, fits);
+        take_cpu(r->m);
+    }
+    yk_free(fits);
+    return st;
 }
 
 /* ---- the machine --------------------------------------------------------------------------------------------------------------------- */
@@ -409,7 +491,7 @@ static yk_status look(yk_profile_run *r, yk_error *err)
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
         if (!r->o->types[t] || !(r->m->rates.product[t][0] > 0) || !r->cpu->has(r->cpu->self, (yk_type)t))
             continue;
-        yk_item *it = product_item(r, (yk_type)t, 1);
+        yk_item *it = product_item(r, (yk_type)t, 1, 1);
         if (!it)
             return yk_fail_memory(err, r->n_items * sizeof *it, "looking at the machine");
         it->n_x = 1;
@@ -434,6 +516,8 @@ static void scale_type(yk_rates *rates, yk_type type, double f)
         fit->best_per_s *= f;
         fit->ns /= f;
     }
+    for (int i = 0; i < YK_PROMPT_POINTS; i++)
+        rates->prompt[type][i] *= f;
 }
 
 /* The items that moved are measured again, longer. */

@@ -25,16 +25,19 @@ typedef struct yk_profile_cpu {
     yk_status (*read)(void *self, uint32_t which, yk_pass *out, yk_error *err);
     bool (*has)(void *self, yk_type type);
     uint64_t (*unit_bytes)(void *self, yk_type type); /* of the three matrices of one cut unit, 4096 columns wide */
-    /* The product of about `bytes` of weights with n tokens; x: bytes of weights. */
-    yk_status (*product)(void *self, yk_type type, uint32_t n_tokens, uint64_t bytes, yk_pass *out, yk_error *err);
-    /* Attention of n tokens over `depth` positions; x: bytes of K and V for one token, operations for more. */
-    yk_status (*attention)(void *self, uint32_t n_tokens, uint32_t depth, yk_pass *out, yk_error *err);
+    /* FFNs of about `bytes` of weights with n tokens, cut as in a step of step_tokens; x: bytes of weights. */
+    yk_status (*product)(void *self, yk_type type, uint32_t n_tokens, uint32_t step_tokens, uint64_t bytes, yk_pass *out, yk_error *err);
+    /* Attention of n tokens over `depth` positions with heads of head_dim (64 or 128); x: bytes of K and V for one token, operations for more. */
+    yk_status (*attention)(void *self, uint32_t n_tokens, uint32_t depth, uint32_t head_dim, yk_pass *out, yk_error *err);
+    /* YK_PROFILE_ROW_STAGES stages that each gather, add, norm and round rows of n tokens; x: bytes of these rows, as floats. */
+    yk_status (*rows)(void *self, uint32_t n_tokens, yk_pass *out, yk_error *err);
     /* NULL, or told which device is measured now; gpu NULL: none any more. */
     yk_status (*attach)(void *self, const yk_device_table *table, yk_gpu *gpu);
 } yk_profile_cpu;
 
 typedef struct yk_profile_opts {
     bool types[YK_TYPE_LIMIT]; /* weight types to measure */
+    bool few;                  /* products with few of a prompt's tokens, as experts have; the full mode measures them always */
     uint32_t n_devices;
     char devices[YK_MAX_DEVICES][YK_DEVICE_NAME]; /* "opencl:0" */
     const char *null_options;                     /* for null devices: gpu/null/null.c; NULL: there is none */
@@ -64,7 +67,8 @@ yk_status yk_profile_canary(yk_machine *m, const yk_profile_opts *opts, uint32_t
 enum {
     YK_PROFILE_COLS = 4096,
     YK_PROFILE_TOKENS = 512,
-    YK_PROFILE_HEADS = 32, /* attention: of 128 dimensions, 16-bit K and V */
+    YK_PROFILE_ROW_STAGES = 8,
+    YK_PROFILE_HEADS = 32, /* attention: 16-bit K and V */
     YK_PROFILE_KV_HEADS = 8,
     YK_PROFILE_HEAD_DIM = 128
 };
@@ -85,7 +89,7 @@ struct yk_item {
     yk_status (*pass)(yk_item *item, double x, yk_pass *out, yk_error *err); /* out->x is what was done for size x */
     void *lane;                                                              /* for pass */
     yk_type type;
-    uint32_t n, which; /* tokens; way, direction */
+    uint32_t n, which; /* tokens; way, direction, tokens of the step, head's dimensions */
     uint32_t n_x;
     double x[YK_FIT_SIZES], least; /* ascending; made smaller together, not below `least`, when one takes too long */
     bool fixed;                    /* sizes may not be changed */

@@ -25,6 +25,7 @@
 
 #include "cpu/ops.h"
 #include "cpu/pool.h"
+#include "cpu/slices.h"
 #include "src/engine/kv.h"
 #include "src/engine/place.h"
 #include "src/model/model.h"
@@ -243,14 +244,6 @@ static inline bool yk_attn_on_device(const yk_step *step, uint32_t layer)
     const yk_layer_place *places = step->engine->places;
     return places && yk_plan_attn_on_device(&places[layer].attn, step->bucket == YK_B_PREFILL, step->n_tokens);
 }
-
-/* ---- geometry of slices: from shapes and the number of tokens only, never from threads ---- */
-
-enum { YK_ROWS_MULTIPLE = 16, YK_ROWS_MAX = 256, YK_ROWS_MANY = 128, YK_UNITS_MULTIPLE = 32, YK_TOKEN_TILE = 128 };
-
-/* Weight rows of a slice: about 128 KiB of weights for a single token, less when more tokens use them, but YK_ROWS_MANY when many do. */
-uint32_t yk_rows_per_slice(uint64_t row_bytes, uint32_t n_tokens, uint32_t multiple);
-static inline uint32_t yk_ceil_div(uint32_t a, uint32_t b) { return a / b + (a % b != 0); }
 
 /* ---- stages_attn.c, stages_ffn.c, stages_io.c: the slice functions, in the order of the list above ---- */
 

@@ -200,6 +200,9 @@ void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape)
         need->types[shape->head.type] = true;
     for (uint32_t l = 0; l < shape->n_layers; l++) {
         const yk_shape_layer *y = &shape->layers[l];
+        need->few = need->few || y->part[YK_PART_EXP].n;
+        if (y->router.bytes)
+            need->types[y->router.type] = true;
         for (int m = 0; m < YK_ATTN_MATS; m++)
             if (y->attn[m].bytes)
                 need->types[y->attn[m].type] = true;
@@ -276,7 +279,7 @@ static bool covers(const yk_machine *m, const yk_profile_opts *need)
 {
     const yk_ops *ops = yk_ops_get(need->isa);
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
-        if (need->types[t] && ops->matmul[t] && !(m->rates.product[t][0] > 0))
+        if (need->types[t] && ops->matmul[t] && (!(m->rates.product[t][0] > 0) || (need->few && !(m->rates.prompt[t][0] > 0))))
             return false;
     for (uint32_t i = 0; i < need->n_devices; i++) {
         uint32_t k = 0;
@@ -293,8 +296,10 @@ static bool covers(const yk_machine *m, const yk_profile_opts *need)
 
 static void add_known(yk_profile_opts *need, const yk_machine *m)
 {
-    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
         need->types[t] = need->types[t] || m->rates.product[t][0] > 0;
+        need->few = need->few || m->rates.prompt[t][0] > 0;
+    }
     for (uint32_t i = 0; i < m->n_devices; i++) {
         uint32_t k = 0;
         while (k < need->n_devices && strcmp(need->devices[k], m->devices[i].name) != 0)

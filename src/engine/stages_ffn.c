@@ -46,10 +46,7 @@ static void pieces_of(const yk_step *step, uint32_t layer, uint32_t p, const par
         s->n = e->parts[(size_t)layer * e->d.n_parts + p].n;
         s->piece = e->parts[(size_t)layer * e->d.n_parts + p].piece;
     }
-    /* A power of two, so that no slice crosses from one cut unit into the next. */
-    const uint32_t most = yk_rows_per_slice(pt->gate->row_bytes + pt->up->row_bytes, step->n_tokens, YK_UNITS_MULTIPLE);
-    for (s->per_slice = YK_UNITS_MULTIPLE; 2 * s->per_slice <= most && s->per_slice < YK_CUT_UNIT;)
-        s->per_slice *= 2;
+    s->per_slice = yk_units_per_slice(pt->gate->row_bytes + pt->up->row_bytes, step->n_tokens, YK_CUT_UNIT);
 }
 
 static uint32_t n_chunks(const pieces *s)

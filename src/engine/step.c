@@ -2,18 +2,6 @@
 #include "src/engine/lane.h"
 #include "src/engine/stages.h"
 
-uint32_t yk_rows_per_slice(uint64_t row_bytes, uint32_t n_tokens, uint32_t multiple)
-{
-    const uint64_t target = (128u << 10) / (1 + n_tokens / 4);
-    uint64_t rows = target / (row_bytes ? row_bytes : 1);
-    if (n_tokens >= YK_TOKEN_TILE / 2 && rows < YK_ROWS_MANY) /* what is done once for the tokens, or once for the weights, pays on both sides */
-        rows = YK_ROWS_MANY;
-    rows -= rows % multiple;
-    if (rows < multiple)
-        rows = multiple;
-    return rows > YK_ROWS_MAX ? YK_ROWS_MAX : (uint32_t)rows;
-}
-
 size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
 {
     const yk_hparams *hp = &e->model->hp;
