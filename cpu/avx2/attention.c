@@ -271,10 +271,10 @@ INLINE __m256 load_value(bool f16, uint32_t left, const uint8_t *v, int i)
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)some));
 }
 
-/* n rows x c registers; `left` below 8: lanes of the only one. out and v: from the first dimension on. */
-INLINE void value_strip(bool f16, int n, int c, uint32_t left, float *const *out, const uint8_t *v, const float *w,
-                        const part *at, ahead *f)
+/* n rows x c registers; a single one may have fewer than 8 dimensions. out and v: from the first dimension on. */
+INLINE void value_strip(bool f16, int n, int c, float *const *out, const uint8_t *v, const float *w, const part *at, ahead *f)
 {
+    const uint32_t left = c == 1 ? at->n_dims : LANES;
     const __m256i m = lanes_of(left);
     const size_t pitch = at->pitch * (f16 ? 2 : 4), bytes = (size_t)c * LANES * (f16 ? 2 : 4);
     const char *near = f->near, *far = f->far;
@@ -318,19 +318,17 @@ INLINE void value_rows(bool f16, int n, const pass *p, const part *all, ahead *f
     const float *w = p->s[all->r] + all->pos % SPAN;
     const uint8_t *v = all->v;
     float *out[VALUES];
-    uint32_t left = all->n_dims;
+    part at = *all; /* n_dims: what is left */
 #pragma GCC unroll 6
     for (int t = 0; t < n; t++)
         out[t] = p->rows[all->r + (uint32_t)t].out + all->d0;
-    while (left) {
-        const uint32_t step = left >= LANES * wide ? LANES * wide : left >= LANES ? LANES : left;
+    while (at.n_dims) {
+        const uint32_t step = at.n_dims >= LANES * wide ? LANES * wide : at.n_dims >= LANES ? LANES : at.n_dims;
         if (step == LANES * wide)
-            value_strip(f16, n, (int)wide, LANES, out, v, w, all, f);
-        else if (step == LANES)
-            value_strip(f16, n, 1, LANES, out, v, w, all, f);
+            value_strip(f16, n, (int)wide, out, v, w, &at, f);
         else
-            value_strip(f16, n, 1, left, out, v, w, all, f);
-        left -= step;
+            value_strip(f16, n, 1, out, v, w, &at, f);
+        at.n_dims -= step;
         v += step * (f16 ? 2 : 4);
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++)
