@@ -59,6 +59,7 @@ static const struct level {
 #ifdef YK_HAVE_AVX2
     {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2},
     {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2_attention},
+    {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2_vector},
 #endif
 #ifdef YK_HAVE_AVX512
     {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512},

@@ -71,6 +71,27 @@ static void exp16_ref(const float *x, float *y)
         y[i] = yk_ref_exp(x[i]);
 }
 
+#ifdef YK_HAVE_AVX2
+#include <immintrin.h> /* here: its functions get the target that is set where it is included first */
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#include "cpu/avx2/exp.h"
+static void exp16_avx2(const float *x, float *y)
+{
+    _mm256_storeu_ps(y, yk_avx2_exp(_mm256_loadu_ps(x)));
+    _mm256_storeu_ps(y + 8, yk_avx2_exp(_mm256_loadu_ps(x + 8)));
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
 #ifdef YK_HAVE_AVX512
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f"))), apply_to = function)
@@ -96,6 +117,10 @@ static exp_fn exp_of(yk_isa isa)
 #ifdef YK_HAVE_AVX512
     if (isa >= YK_ISA_AVX512)
         return exp16_avx512;
+#endif
+#ifdef YK_HAVE_AVX2
+    if (isa >= YK_ISA_AVX2)
+        return exp16_avx2;
 #endif
     (void)isa;
     return exp16_ref;
