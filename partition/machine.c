@@ -21,6 +21,8 @@ static const uint32_t fit_tokens[YK_FIT_TOKENS] = {1, 4, 8, 16, 32, 64, 128, 256
 static const char *const fit_names[YK_FIT_TOKENS] = {"1", "4", "8", "16", "32", "64", "128", "256", "512"};
 static const uint32_t prompt_tokens[YK_PROMPT_POINTS] = {8, 32, 64, 128, 512};
 static const char *const prompt_names[YK_PROMPT_POINTS] = {"8", "32", "64", "128", "512"};
+static const uint32_t down_tokens[YK_DOWN_POINTS] = {1, 512};
+static const char *const down_names[YK_DOWN_POINTS] = {"1", "512"};
 static const uint32_t head_dims[YK_HEAD_DIMS] = {64, 128};
 static const char *const head_names[YK_HEAD_DIMS] = {"64", "128"};
 static const char *const link_names[YK_LINK_FITS] = {"to_device", "to_host", "pageable_to_device", "pageable_to_host"};
@@ -33,6 +35,11 @@ uint32_t yk_fit_tokens(uint32_t i)
 uint32_t yk_prompt_tokens(uint32_t i)
 {
     return prompt_tokens[i];
+}
+
+uint32_t yk_down_tokens(uint32_t i)
+{
+    return down_tokens[i];
 }
 
 uint32_t yk_head_dim(uint32_t i)
@@ -112,10 +119,20 @@ static yk_status read_fits(const yk_jv *at, yk_rates *r)
     return YK_OK;
 }
 
+/* Rates of a type at some numbers of tokens; those that are not there stay 0. */
+static yk_status read_points(const yk_jv *at, const char *type, const char *const *names, double *rates, int n)
+{
+    yk_jv row;
+    YK_TRY(yk_json_member(at, type, JSON_OBJECT, YK_JSON_OPTIONAL, &row));
+    for (int i = 0; i < n && row.v; i++)
+        YK_TRY(yk_json_f64(&row, names[i], RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &rates[i]));
+    return YK_OK;
+}
+
 /* What only steps of the engine show: products in prompts, heads, the stages between products. */
 static yk_status read_steps(const yk_jv *at, yk_rates *r)
 {
-    yk_jv prompt, heads, row;
+    yk_jv prompt, down, heads, row;
     YK_TRY(yk_json_f64(at, "stage_ns", 0, NS_MAX, YK_JSON_OPTIONAL, &r->stage_ns));
     YK_TRY(yk_json_f64(at, "row_bytes_per_s", RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &r->row_bytes_per_s));
     YK_TRY(yk_json_member(at, "attention_by_head", JSON_OBJECT, YK_JSON_OPTIONAL, &heads));
@@ -127,12 +144,14 @@ static yk_status read_steps(const yk_jv *at, yk_rates *r)
         YK_TRY(yk_json_f64(&row, "flops_per_s", RATE_MIN, FLOPS_MAX, YK_JSON_REQUIRED, &r->head_flops_per_s[i]));
     }
     YK_TRY(yk_json_member(at, "prompt_bytes_per_s", JSON_OBJECT, YK_JSON_OPTIONAL, &prompt));
-    for (uint32_t t = 0; t < YK_TYPE_LIMIT && prompt.v; t++) {
+    YK_TRY(yk_json_member(at, "down_bytes_per_s", JSON_OBJECT, YK_JSON_OPTIONAL, &down));
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
         if (!yk_type_get(t))
             continue;
-        YK_TRY(yk_json_member(&prompt, yk_type_get(t)->name, JSON_OBJECT, YK_JSON_OPTIONAL, &row));
-        for (int i = 0; i < YK_PROMPT_POINTS && row.v; i++)
-            YK_TRY(yk_json_f64(&row, prompt_names[i], RATE_MIN, RATE_MAX, YK_JSON_OPTIONAL, &r->prompt[t][i]));
+        if (prompt.v)
+            YK_TRY(read_points(&prompt, yk_type_get(t)->name, prompt_names, r->prompt[t], YK_PROMPT_POINTS));
+        if (down.v)
+            YK_TRY(read_points(&down, yk_type_get(t)->name, down_names, r->down[t], YK_DOWN_POINTS));
     }
     return YK_OK;
 }
@@ -447,6 +466,28 @@ static void put_rates(object *o, const yk_rates *r, bool is_device)
     yk_text_put_json(o->t, prefill);
 }
 
+/* A row of rates for each type that has any: rates is [YK_TYPE_LIMIT][n]. */
+static void put_points(object *o, const char *key, const char *const *names, const double *rates, int n)
+{
+    bool any = false;
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++, rates += n) {
+        json_t *row = json_object();
+        for (int i = 0; i < n; i++)
+            if (rates[i] >= RATE_MIN)
+                set_real(o->t, row, names[i], rates[i]);
+        if (row && json_object_size(row) == 0) {
+            json_decref(row);
+            continue;
+        }
+        if (!any)
+            put_key(o, key);
+        yk_text_put(o->t, "%s\n%s \"%s\": ", any ? "," : "{", o->indent, yk_type_get(t)->name);
+        yk_text_put_json(o->t, row);
+        any = true;
+    }
+    yk_text_put(o->t, any ? "}" : "");
+}
+
 static void put_steps(object *o, const yk_rates *r)
 {
     put_f64(o, "stage_ns", r->stage_ns, 0x1p-1000);
@@ -465,23 +506,8 @@ static void put_steps(object *o, const yk_rates *r)
         any = true;
     }
     yk_text_put(o->t, any ? "}" : "");
-    any = false;
-    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
-        json_t *row = json_object();
-        for (int i = 0; i < YK_PROMPT_POINTS; i++)
-            if (r->prompt[t][i] >= RATE_MIN)
-                set_real(o->t, row, prompt_names[i], r->prompt[t][i]);
-        if (row && json_object_size(row) == 0) {
-            json_decref(row);
-            continue;
-        }
-        if (!any)
-            put_key(o, "prompt_bytes_per_s");
-        yk_text_put(o->t, "%s\n%s \"%s\": ", any ? "," : "{", o->indent, yk_type_get(t)->name);
-        yk_text_put_json(o->t, row);
-        any = true;
-    }
-    yk_text_put(o->t, any ? "}" : "");
+    put_points(o, "prompt_bytes_per_s", prompt_names, r->prompt[0], YK_PROMPT_POINTS);
+    put_points(o, "down_bytes_per_s", down_names, r->down[0], YK_DOWN_POINTS);
 }
 
 static void put_link(yk_text *t, const yk_machine_device *d)
@@ -643,6 +669,9 @@ void yk_lane_resolve(yk_lane *lane, const yk_rates *r, bool is_device)
         best = fmax(best, rate[YK_B_1]);
         flops = fmax(flops, 16 / bits_of(t) / s[YK_B_PREFILL]);
         resolve_prompt(&lane->prompt[t], r->prompt[from], s);
+        const double *down = r->down[from], prompt = lane->prompt[t].n ? 1 / yk_curve_at(&lane->prompt[t], down_tokens[1]) : 0;
+        lane->down_factor[t][0] = down[0] > 0 ? rate[YK_B_1] / down[0] : 1;
+        lane->down_factor[t][1] = down[1] > 0 && prompt > 0 ? prompt / down[1] : 1;
     }
     lane->read_s_per_byte = 1 / (r->read_bytes_per_s > 0 ? r->read_bytes_per_s : best);
     lane->fixed_s = 1e-9 * (is_device && r->fixed_ns < 0 ? 10e3 : r->fixed_ns);

@@ -13,6 +13,7 @@
  *   overlap              the CPU is left what the link does not take: max(read - to_device, read / 10); the link keeps its rate
  *   hand_off, launch, latencies, fixed cost   on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0
  *   prompt (by type)     the token buckets, and the prefill rate beyond the last
+ *   down (by type)       as rows
  *   attention_by_head    of K and V: read; of operations: attention_flops
  *   stage, row           they cost nothing
  * The fits say how the rates were found and how sure they are; nothing has to be there. docs/PROFILER.md lists the keys of the file. */
@@ -48,6 +49,10 @@ uint32_t yk_fit_tokens(uint32_t i); /* 1 4 8 16 32 64 128 256 512 */
 enum { YK_PROMPT_POINTS = 5 };
 uint32_t yk_prompt_tokens(uint32_t i); /* 8 32 64 128 512 */
 
+/* Down is multiplied by columns of tiles, which is slower than rows; measured at so many tokens. */
+enum { YK_DOWN_POINTS = 2 };
+uint32_t yk_down_tokens(uint32_t i); /* 1 512 */
+
 /* Dimensions of the heads that attention is measured with; others count as the nearest. */
 enum { YK_HEAD_DIMS = 2 };
 uint32_t yk_head_dim(uint32_t i); /* 64 128 */
@@ -68,6 +73,7 @@ typedef struct yk_rates {
     double fixed_ns;                                  /* of one product, whatever its size (device: beside the launch) */
     double attention_flops_per_s;                     /* of prefill attention */
     double prompt[YK_TYPE_LIMIT][YK_PROMPT_POINTS];   /* bytes/s of products in prompts */
+    double down[YK_TYPE_LIMIT][YK_DOWN_POINTS];       /* bytes/s of down; product and prompt are of rows */
     double head_kv_bytes_per_s[YK_HEAD_DIMS], head_flops_per_s[YK_HEAD_DIMS]; /* attention of one token, of a prompt */
     double stage_ns;                                  /* of a stage between products, with next to nothing to do */
     double row_bytes_per_s;                           /* rows of activations (f32) that such stages gather, add, norm and round */
@@ -129,6 +135,7 @@ typedef struct yk_lane {
     double s_per_byte[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_s_per_byte, fixed_s, attention_s_per_flop;
     yk_curve prompt[YK_TYPE_LIMIT]; /* n 0: not measured */
+    double down_factor[YK_TYPE_LIMIT][YK_DOWN_POINTS]; /* down takes so many times as long as rows: decode, prompts */
     double head_kv_s_per_byte[YK_HEAD_DIMS], head_s_per_flop[YK_HEAD_DIMS];
     double stage_s, row_s_per_byte;
 } yk_lane;

@@ -64,7 +64,7 @@ static yk_status run_stages(yk_cpu_bench *b, yk_stage *stages, uint32_t n, yk_pa
 
 /* ---- products -------------------------------------------------------------------------------------------------------------------------- */
 
-/* FFNs of up to PART_UNITS cut units each for all tokens: gate_up, then down. `cols` is the width of gate's and up's rows and the height of down. */
+/* FFNs of up to PART_UNITS cut units each for all tokens. `cols` is the width of gate's and up's rows and the height of down. */
 typedef struct product {
     const yk_cpu_bench *b;
     yk_type type;
@@ -161,27 +161,27 @@ static void size_product(const yk_cpu_bench *b, product *p, uint64_t bytes, uint
     p->rows_slice = yk_rows_per_slice(down_row, step_tokens, YK_ROWS_MULTIPLE);
 }
 
-static yk_status cpu_product(void *self, yk_type type, uint32_t n_tokens, uint32_t step_tokens, uint64_t bytes, yk_pass *out, yk_error *err)
+static yk_status cpu_product(void *self, const yk_profile_work *work, uint64_t bytes, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
-    product p = {.b = b, .type = type, .n_tokens = n_tokens};
-    size_product(b, &p, bytes, step_tokens);
+    product p = {.b = b, .type = work->type, .n_tokens = work->n_tokens};
+    size_product(b, &p, bytes, work->step_tokens);
     const uint64_t all = p.n_units * p.unit_bytes;
     if (b->at + all > b->weights.size)
         b->at = 0;
     p.w = b->weights.base + b->at;
     b->at += (all + 63) / 64 * 64;
-    out->x = (double)all;
-    yk_stage stages[2] = {{.name = "gate_up", .run = run_gate_up, .arg = &p, .max_slices = p.n_units * (UNIT / p.units_slice)},
-                          {.name = "down", .run = run_down, .arg = &p, .max_slices = yk_ceil_div(p.cols, p.rows_slice)}};
-    return run_stages(b, stages, 2, out, err);
+    out->x = (double)(p.n_units * (work->down ? p.unit_bytes - p.down_at : p.down_at));
+    yk_stage stage = {.name = "gate_up", .run = run_gate_up, .arg = &p, .max_slices = p.n_units * (UNIT / p.units_slice)};
+    if (work->down)
+        stage = (yk_stage){.name = "down", .run = run_down, .arg = &p, .max_slices = yk_ceil_div(p.cols, p.rows_slice)};
+    return run_stages(b, &stage, 1, out, err);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct rows {
     const yk_cpu_bench *b;
-    float *from, *to;
     uint32_t n_tokens;
 } rows;
 
@@ -189,28 +189,27 @@ typedef struct rows {
 static void run_rows(const yk_stage *stage, uint32_t slice, yk_worker *worker)
 {
     enum { TOKENS = 16, PIECE = YK_ROWS_MANY };
+    (void)worker;
     const rows *r = stage->arg;
-    scratch *s = worker->scratch;
+    const yk_cpu_bench *b = r->b;
     for (uint32_t t = TOKENS * slice; t < TOKENS * slice + TOKENS && t < r->n_tokens; t++) {
         const size_t row = (size_t)t * YK_PROFILE_COLS;
-        yk_q8 q = r->b->rows_q8;
+        yk_q8 q = b->rows_q8;
         for (uint32_t c = 0; c < YK_PROFILE_COLS; c += PIECE)
-            memcpy(s->y + c, r->from + row + c, PIECE * sizeof *s->y);
-        r->b->ops->add(r->b->x + row, YK_PROFILE_COLS, s->y);
-        r->b->ops->rms_norm(s->y, NULL, NULL, YK_PROFILE_COLS, 1e-5f, r->to + row);
-        r->b->ops->quantise(r->to + row, YK_PROFILE_COLS, &q, t);
+            memcpy(b->z + row + c, b->y + row + c, PIECE * sizeof *b->z);
+        b->ops->add(b->x + row, YK_PROFILE_COLS, b->z + row);
+        b->ops->rms_norm(b->z + row, NULL, NULL, YK_PROFILE_COLS, 1e-5f, b->y + row);
+        b->ops->quantise(b->y + row, YK_PROFILE_COLS, &q, t);
     }
 }
 
 static yk_status cpu_rows(void *self, uint32_t n_tokens, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
-    rows r[ROW_STAGES];
+    rows r = {b, n_tokens};
     yk_stage stages[ROW_STAGES];
-    for (int i = 0; i < ROW_STAGES; i++) {
-        r[i] = (rows){b, i % 2 ? b->z : b->y, i % 2 ? b->y : b->z, n_tokens};
-        stages[i] = (yk_stage){.name = "rows", .run = run_rows, .arg = &r[i], .max_slices = yk_ceil_div(n_tokens, 16)};
-    }
+    for (int i = 0; i < ROW_STAGES; i++)
+        stages[i] = (yk_stage){.name = "rows", .run = run_rows, .arg = &r, .max_slices = yk_ceil_div(n_tokens, 16)};
     out->x = (double)ROW_STAGES * n_tokens * YK_PROFILE_COLS * sizeof *b->x;
     return run_stages(b, stages, ROW_STAGES, out, err);
 }

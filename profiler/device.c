@@ -377,7 +377,7 @@ static yk_status cpu_pass(bench *b, cpu_work *c)
 {
     if (c->n == MAX_PASSES) /* the first ones are enough */
         c->n--;
-    return c->cpu->product(c->cpu->self, c->type, 1, 1, c->bytes, &c->pass[c->n++], b->err);
+    return c->cpu->product(c->cpu->self, &(yk_profile_work){c->type, 1, 1, false}, c->bytes, &c->pass[c->n++], b->err);
 }
 
 /* Nanoseconds a byte, over passes inside [from, to]; 0: there are none. */

@@ -19,7 +19,7 @@ enum {
     AGAIN_MS = 100,
     CYCLES = 4,
     PREFILL_TOKENS = 64, /* steps of so many are cut as prompts are */
-    ROWS_TOKENS = 256,
+    ROWS_TOKENS = YK_PROFILE_TOKENS,
     CANARY_BYTES = 128 << 20
 };
 
@@ -121,7 +121,7 @@ static yk_status visit_all(const yk_profile_run *r, uint32_t round, uint32_t rou
             continue;
         const uint64_t now = yk_now_ns();
         const double left = r->deadline_ns > now ? (double)(r->deadline_ns - now) : 0;
-        if (left == 0 && it->s.n)
+        if (left == 0 && (it->s.n || it->optional))
             continue;
         YK_TRY(visit(r, it, left * it->weight / (weight + all * (rounds - 1)), round, err));
         weight -= it->weight;
@@ -210,7 +210,7 @@ static yk_status pass_read(yk_item *it, double x, yk_pass *out, yk_error *err)
 static yk_status pass_product(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
     const yk_profile_cpu *cpu = it->lane;
-    return cpu->product(cpu->self, it->type, it->n, it->which, (uint64_t)x, out, err);
+    return cpu->product(cpu->self, &(yk_profile_work){it->type, it->n, it->step_tokens, it->down}, (uint64_t)x, out, err);
 }
 
 static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *err)
@@ -225,26 +225,29 @@ static yk_status pass_rows(yk_item *it, double x, yk_pass *out, yk_error *err)
     return cpu->rows(cpu->self, (uint32_t)(x + 0.5), out, err);
 }
 
-/* n of the step's tokens. Where there are many the fixed cost does not count, and one size tells the rate. */
-static yk_item *product_item(yk_profile_run *r, yk_type type, uint32_t n_tokens, uint32_t step_tokens)
+/* Where there are many tokens the fixed cost does not count, and one size tells the rate. */
+static yk_item *product_item(yk_profile_run *r, const yk_profile_work *w)
 {
-    yk_item *it = step_tokens == n_tokens ? yk_profile_item(r, "cpu.%s.%u", yk_type_get(type)->name, n_tokens)
-                                          : yk_profile_item(r, "cpu.%s.%u of %u", yk_type_get(type)->name, n_tokens, step_tokens);
-    const double unit = (double)r->cpu->unit_bytes(r->cpu->self, type);
-    const bool many = step_tokens >= PREFILL_TOKENS;
+    char few[24] = "";
+    if (w->step_tokens != w->n_tokens)
+        snprintf(few, sizeof few, " of %u", w->step_tokens);
+    yk_item *it = yk_profile_item(r, "cpu.%s.%u%s%s", yk_type_get(w->type)->name, w->n_tokens, few, w->down ? ".down" : "");
+    const double unit = (double)r->cpu->unit_bytes(r->cpu->self, w->type);
+    const bool many = w->step_tokens >= PREFILL_TOKENS;
     if (!it)
         return NULL;
     it->pass = pass_product;
     it->lane = (void *)r->cpu;
-    it->type = type;
-    it->n = n_tokens;
-    it->which = step_tokens;
+    it->type = w->type;
+    it->n = w->n_tokens;
+    it->step_tokens = w->step_tokens;
+    it->down = w->down;
     it->n_x = many ? 1 : 2;
     it->proportional = many;
     it->x[0] = many ? 4 * unit : unit;
     it->x[1] = 8 * unit;
     it->least = unit / 16;
-    it->weight = n_tokens > 8 ? 2 : 1;
+    it->weight = w->n_tokens > 8 ? 2 : 1;
     return it;
 }
 
@@ -305,25 +308,44 @@ static bool add_rows(yk_profile_run *r, yk_fit *to)
     return true;
 }
 
-/* Products of a type: steps of so many tokens, and few tokens of a prompt. `few` is beside the points that whole steps measure. */
-static bool add_products(yk_profile_run *r, yk_type type, yk_fit few[YK_PROMPT_POINTS])
+/* What is not taken from fits as they are. */
+typedef struct cpu_fits {
+    yk_fit few[YK_TYPE_LIMIT][YK_PROMPT_POINTS], down[YK_TYPE_LIMIT][YK_DOWN_POINTS], attention[2][YK_HEAD_DIMS], rows;
+} cpu_fits;
+
+static bool add_product(yk_profile_run *r, const yk_profile_work *w, yk_fit *to)
 {
-    for (uint32_t i = 0; i < YK_FIT_TOKENS; i++) {
-        const uint32_t n = yk_fit_tokens(i);
-        yk_item *it = yk_profile_wants(r->o, n) ? product_item(r, type, n, n) : NULL;
-        if (yk_profile_wants(r->o, n) && !it)
-            return false;
-        if (it)
-            it->to = &r->m->rates.product_fit[type][i];
-    }
-    for (uint32_t i = 0; i < YK_PROMPT_POINTS && (r->o->few || !r->o->quick); i++) {
-        yk_item *it = yk_prompt_tokens(i) < PREFILL_TOKENS ? product_item(r, type, yk_prompt_tokens(i), YK_PROFILE_TOKENS) : NULL;
-        if (yk_prompt_tokens(i) < PREFILL_TOKENS && !it)
-            return false;
-        if (it)
-            it->to = &few[i];
-    }
+    yk_item *it = product_item(r, w);
+    if (!it)
+        return false;
+    it->to = to;
+    it->optional = w->down || w->step_tokens != w->n_tokens;
     return true;
+}
+
+/* Products of a type in steps of so many tokens. */
+static bool add_steps(yk_profile_run *r, yk_type type)
+{
+    bool room = true;
+    for (uint32_t i = 0; i < YK_FIT_TOKENS && room; i++) {
+        const uint32_t n = yk_fit_tokens(i);
+        if (yk_profile_wants(r->o, n))
+            room = add_product(r, &(yk_profile_work){type, n, n, false}, &r->m->rates.product_fit[type][i]);
+    }
+    return room;
+}
+
+/* Few tokens of a prompt, and down. */
+static bool add_parts(yk_profile_run *r, yk_type type, cpu_fits *f)
+{
+    const yk_profile_opts *o = r->o;
+    bool room = true;
+    for (uint32_t i = 0; i < YK_DOWN_POINTS && room && (o->down[type] || !o->quick); i++)
+        room = add_product(r, &(yk_profile_work){type, yk_down_tokens(i), yk_down_tokens(i), true}, &f->down[type][i]);
+    for (uint32_t i = 0; i < YK_PROMPT_POINTS && room && (o->few[type] || !o->quick); i++)
+        if (yk_prompt_tokens(i) < PREFILL_TOKENS)
+            room = add_product(r, &(yk_profile_work){type, yk_prompt_tokens(i), YK_PROFILE_TOKENS, false}, &f->few[type][i]);
+    return room;
 }
 
 static int by_value(const void *a, const void *b)
@@ -331,11 +353,6 @@ static int by_value(const void *a, const void *b)
     const double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
 }
-
-/* What is not taken from fits as they are. */
-typedef struct cpu_fits {
-    yk_fit few[YK_TYPE_LIMIT][YK_PROMPT_POINTS], attention[2][YK_HEAD_DIMS], rows;
-} cpu_fits;
 
 /* Rates in prompts: where whole steps have as many tokens, theirs. */
 static void take_prompt(double prompt[YK_PROMPT_POINTS], const yk_fit few[YK_PROMPT_POINTS], const yk_fit fits[YK_FIT_TOKENS])
@@ -358,8 +375,11 @@ static void take_steps(yk_rates *rates, const cpu_fits *f)
             rates->attention_flops_per_s = f->attention[1][i].per_s;
         }
     }
-    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
+    for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
         take_prompt(rates->prompt[t], f->few[t], rates->product_fit[t]);
+        for (uint32_t i = 0; i < YK_DOWN_POINTS; i++)
+            rates->down[t][i] = f->down[t][i].per_s;
+    }
     rates->stage_ns = f->rows.ns / YK_PROFILE_ROW_STAGES;
     rates->row_bytes_per_s = f->rows.per_s;
 }
@@ -376,7 +396,7 @@ static void take_cpu(yk_machine *m)
         /* products read memory too: the larger of both is what it gives */
         rates->read_bytes_per_s = fmax(rates->read_bytes_per_s, rates->product[t][0]);
         if (rates->product_fit[t][0].per_s > 0)
-            fixed[n++] = rates->product_fit[t][0].ns / 2; /* gate_up and down */
+            fixed[n++] = rates->product_fit[t][0].ns;
     }
     qsort(fixed, n, sizeof *fixed, by_value);
     rates->fixed_ns = n ? fixed[n / 2] : 0;
@@ -386,9 +406,11 @@ static yk_status measure_cpu(yk_profile_run *r, yk_error *err)
 {
     cpu_fits *fits = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *fits);
     bool room = fits && add_reads(r) && add_attention(r, fits->attention) && add_rows(r, &fits->rows);
-    for (uint32_t t = 0; room && t < YK_TYPE_LIMIT; t++)
-        if (r->o->types[t] && r->cpu->has(r->cpu->self, (yk_type)t))
-            room = add_products(r, (yk_type)t, fits->few[t]);
+    for (uint32_t t = 0; room && t < 2 * YK_TYPE_LIMIT; t++) {
+        const yk_type type = (yk_type)(t % YK_TYPE_LIMIT);
+        if (r->o->types[type] && r->cpu->has(r->cpu->self, type))
+            room = t < YK_TYPE_LIMIT ? add_steps(r, type) : add_parts(r, type, fits);
+    }
     yk_status st = room ? YK_OK : yk_fail_memory(err, r->n_items * sizeof *r->items + sizeof *fits, "measuring the CPU");
     if (st == YK_OK)
         st = yk_profile_items(r, err);
@@ -491,7 +513,7 @@ static yk_status look(yk_profile_run *r, yk_error *err)
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
         if (!r->o->types[t] || !(r->m->rates.product[t][0] > 0) || !r->cpu->has(r->cpu->self, (yk_type)t))
             continue;
-        yk_item *it = product_item(r, (yk_type)t, 1, 1);
+        yk_item *it = product_item(r, &(yk_profile_work){(yk_type)t, 1, 1, false});
         if (!it)
             return yk_fail_memory(err, r->n_items * sizeof *it, "looking at the machine");
         it->n_x = 1;
@@ -518,6 +540,8 @@ static void scale_type(yk_rates *rates, yk_type type, double f)
     }
     for (int i = 0; i < YK_PROMPT_POINTS; i++)
         rates->prompt[type][i] *= f;
+    for (int i = 0; i < YK_DOWN_POINTS; i++)
+        rates->down[type][i] *= f;
 }
 
 /* The items that moved are measured again, longer. */

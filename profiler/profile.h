@@ -17,6 +17,13 @@ typedef struct yk_pass {
     double x;
 } yk_pass;
 
+/* A product of a weight type with n of a step's tokens; `down`: the columns of tiles that down is made of, else rows. */
+typedef struct yk_profile_work {
+    yk_type type;
+    uint32_t n_tokens, step_tokens;
+    bool down;
+} yk_profile_work;
+
 /* The CPU lane that is measured: this machine's (cpu.c), or a modelled one in tests. */
 typedef struct yk_profile_cpu {
     void *self;
@@ -25,8 +32,8 @@ typedef struct yk_profile_cpu {
     yk_status (*read)(void *self, uint32_t which, yk_pass *out, yk_error *err);
     bool (*has)(void *self, yk_type type);
     uint64_t (*unit_bytes)(void *self, yk_type type); /* of the three matrices of one cut unit, 4096 columns wide */
-    /* FFNs of about `bytes` of weights with n tokens, cut as in a step of step_tokens; x: bytes of weights. */
-    yk_status (*product)(void *self, yk_type type, uint32_t n_tokens, uint32_t step_tokens, uint64_t bytes, yk_pass *out, yk_error *err);
+    /* Gate and up, or down, of FFNs of about `bytes` of weights; x: bytes of weights multiplied. */
+    yk_status (*product)(void *self, const yk_profile_work *work, uint64_t bytes, yk_pass *out, yk_error *err);
     /* Attention of n tokens over `depth` positions with heads of head_dim (64 or 128); x: bytes of K and V for one token, operations for more. */
     yk_status (*attention)(void *self, uint32_t n_tokens, uint32_t depth, uint32_t head_dim, yk_pass *out, yk_error *err);
     /* YK_PROFILE_ROW_STAGES stages that each gather, add, norm and round rows of n tokens; x: bytes of these rows, as floats. */
@@ -37,7 +44,8 @@ typedef struct yk_profile_cpu {
 
 typedef struct yk_profile_opts {
     bool types[YK_TYPE_LIMIT]; /* weight types to measure */
-    bool few;                  /* products with few of a prompt's tokens, as experts have; the full mode measures them always */
+    /* Types of experts (products with few of a prompt's tokens) and of down; the full mode takes all for such. */
+    bool few[YK_TYPE_LIMIT], down[YK_TYPE_LIMIT];
     uint32_t n_devices;
     char devices[YK_MAX_DEVICES][YK_DEVICE_NAME]; /* "opencl:0" */
     const char *null_options;                     /* for null devices: gpu/null/null.c; NULL: there is none */
@@ -89,7 +97,9 @@ struct yk_item {
     yk_status (*pass)(yk_item *item, double x, yk_pass *out, yk_error *err); /* out->x is what was done for size x */
     void *lane;                                                              /* for pass */
     yk_type type;
-    uint32_t n, which; /* tokens; way, direction, tokens of the step, head's dimensions */
+    uint32_t n, which; /* tokens; way, direction, head's dimensions */
+    uint32_t step_tokens;
+    bool down;
     uint32_t n_x;
     double x[YK_FIT_SIZES], least; /* ascending; made smaller together, not below `least`, when one takes too long */
     bool fixed;                    /* sizes may not be changed */
@@ -97,6 +107,7 @@ struct yk_item {
     bool proportional;             /* no fixed cost */
     bool quiet;                    /* says nothing about the machine's noise */
     double weight;                 /* share of time */
+    bool optional;     /* left out when the time is up before its first visit */
     bool opened;
     yk_fit *to; /* where the result goes; may be NULL */
     yk_samples s;

@@ -42,6 +42,7 @@ enum { N_MODEL_TYPES = sizeof model_types / sizeof *model_types };
 #define MODEL_FLOPS     90e9
 #define MODEL_NARROW    1.7   /* heads of 64 are slower by this */
 #define MODEL_FEW       0.8   /* rate of a product with few tokens of a prompt, as a share of the one in a step of as many */
+#define MODEL_DOWN      0.7   /* the rate of down as a share of rows' */
 #define MODEL_STAGE     2e3   /* ns */
 #define MODEL_ROWS      3e9
 
@@ -124,14 +125,15 @@ static yk_status device_pass(model *m, double bytes, yk_pass *out)
     return st;
 }
 
-static yk_status model_product(void *self, yk_type type, uint32_t n, uint32_t step, uint64_t bytes, yk_pass *out, yk_error *err)
+static yk_status model_product(void *self, const yk_profile_work *w, uint64_t bytes, yk_pass *out, yk_error *err)
 {
     (void)err;
+    const double few = w->step_tokens == w->n_tokens ? 1 : MODEL_FEW, rate = model_rate(w->type, w->n_tokens) * few * (w->down ? MODEL_DOWN : 1);
     model *m = self;
     if (m->gpu)
         return device_pass(m, (double)bytes, out);
-    const double slow = type == m->slow && m->slow_by > 0 ? m->slow_by : 1;
-    return model_pass(m, (double)bytes, slow * (MODEL_FIXED + (double)bytes * 1e9 / (step == n ? model_rate(type, n) : MODEL_FEW * model_rate(type, n))), out);
+    const double slow = w->type == m->slow && m->slow_by > 0 ? m->slow_by : 1;
+    return model_pass(m, (double)bytes, slow * (MODEL_FIXED + (double)bytes * 1e9 / rate), out);
 }
 
 static yk_status model_attention(void *self, uint32_t n, uint32_t depth, uint32_t dim, yk_pass *out, yk_error *err)
@@ -185,9 +187,9 @@ static void model_init(model *m)
 
 static yk_profile_opts options(const model *m, uint32_t ms)
 {
-    yk_profile_opts o = {.threads = 2, .few = true, .quick = true, .ms = ms, .cpu = m ? &m->lane : NULL};
+    yk_profile_opts o = {.threads = 2, .quick = true, .ms = ms, .cpu = m ? &m->lane : NULL};
     for (int i = 0; i < N_MODEL_TYPES; i++)
-        o.types[model_types[i].type] = true;
+        o.types[model_types[i].type] = o.few[model_types[i].type] = o.down[model_types[i].type] = true;
     return o;
 }
 
@@ -213,8 +215,8 @@ static void check_model(const yk_machine *m, bool quick)
                 near(what, f->per_s, model_rate(t, n));
             assert_true(f->spread >= 0 && f->spread < 0.1);
         }
-    near("cpu fixed, ns", m->rates.fixed_ns + 5e4,
-         MODEL_FIXED / 2 + 5e4); /* of two stages; a twentieth of the smallest product: as a share of that */
+    near("cpu fixed, ns", m->rates.fixed_ns + 1e5,
+         MODEL_FIXED + 1e5); /* a twentieth of the smallest product: as a share of that */
     near("cpu read", m->rates.read_bytes_per_s, MODEL_READ);
     near("cpu read, one thread", m->reads[1].fit.per_s, MODEL_READ / 2);
     near("cpu read, small pages", m->reads[2].fit.per_s, MODEL_READ / 1.25);
@@ -225,6 +227,8 @@ static void check_model(const yk_machine *m, bool quick)
     near("attention, heads of 64", m->rates.head_kv_bytes_per_s[0], MODEL_ATTENTION / MODEL_NARROW);
     near("attention of a prompt, heads of 64", m->rates.head_flops_per_s[0], MODEL_FLOPS / MODEL_NARROW);
     near("attention, heads of 128", m->rates.head_kv_bytes_per_s[1], MODEL_ATTENTION);
+    near("down of Q8_0, one token", m->rates.down[YK_TYPE_Q8_0][0], MODEL_DOWN * model_rate(YK_TYPE_Q8_0, 1));
+    near("down of Q8_0, a prompt", m->rates.down[YK_TYPE_Q8_0][1], MODEL_DOWN * model_rate(YK_TYPE_Q8_0, 512));
     near("a stage, ns", m->rates.stage_ns, MODEL_STAGE);
     near("rows", m->rates.row_bytes_per_s, MODEL_ROWS);
     for (uint32_t i = 0; i < YK_PROMPT_POINTS; i++) {

@@ -200,15 +200,17 @@ void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape)
         need->types[shape->head.type] = true;
     for (uint32_t l = 0; l < shape->n_layers; l++) {
         const yk_shape_layer *y = &shape->layers[l];
-        need->few = need->few || y->part[YK_PART_EXP].n;
         if (y->router.bytes)
             need->types[y->router.type] = true;
         for (int m = 0; m < YK_ATTN_MATS; m++)
             if (y->attn[m].bytes)
                 need->types[y->attn[m].type] = true;
         for (int g = 0; g < YK_PART_N; g++)
-            for (int m = 0; m < YK_PART_MATS && y->part[g].n; m++)
+            for (int m = 0; m < YK_PART_MATS && y->part[g].n; m++) {
                 need->types[y->part[g].type[m]] = true;
+                need->few[y->part[g].type[m]] |= g == YK_PART_EXP;
+                need->down[y->part[g].type[m]] |= m == YK_MAT_DOWN;
+            }
     }
 }
 
@@ -245,7 +247,7 @@ yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_e
         yk_machine_need_types(&need, &shape);
         yk_shape_close(&shape);
     } else if (o->quick)
-        need.types[YK_TYPE_Q4_K] = need.types[YK_TYPE_Q8_0] = need.types[YK_TYPE_F16] = true;
+        need.types[YK_TYPE_Q4_K] = need.types[YK_TYPE_Q8_0] = need.types[YK_TYPE_F16] = need.down[YK_TYPE_Q4_K] = need.down[YK_TYPE_Q8_0] = true;
     else
         for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
             need.types[t] = yk_type_get((yk_type)t) && yk_ops_get(need.isa)->matmul[t];
@@ -279,7 +281,8 @@ static bool covers(const yk_machine *m, const yk_profile_opts *need)
 {
     const yk_ops *ops = yk_ops_get(need->isa);
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
-        if (need->types[t] && ops->matmul[t] && (!(m->rates.product[t][0] > 0) || (need->few && !(m->rates.prompt[t][0] > 0))))
+        if (need->types[t] && ops->matmul[t] &&
+            (!(m->rates.product[t][0] > 0) || (need->few[t] && !(m->rates.prompt[t][0] > 0)) || (need->down[t] && !(m->rates.down[t][0] > 0))))
             return false;
     for (uint32_t i = 0; i < need->n_devices; i++) {
         uint32_t k = 0;
@@ -298,7 +301,8 @@ static void add_known(yk_profile_opts *need, const yk_machine *m)
 {
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++) {
         need->types[t] = need->types[t] || m->rates.product[t][0] > 0;
-        need->few = need->few || m->rates.prompt[t][0] > 0;
+        need->few[t] = need->few[t] || m->rates.prompt[t][0] > 0;
+        need->down[t] = need->down[t] || m->rates.down[t][0] > 0;
     }
     for (uint32_t i = 0; i < m->n_devices; i++) {
         uint32_t k = 0;
