@@ -27,11 +27,12 @@ void yk_cost_init(yk_cost *c, const yk_machine *m, int device, const yk_shape *s
     c->link_s_per_byte = 1 / d->to_device_bytes_per_s;
     c->back_s_per_byte = 1 / (d->to_host_bytes_per_s > 0 ? d->to_host_bytes_per_s : d->to_device_bytes_per_s);
     const double read = 1 / c->cpu.read_s_per_byte;
-    c->overlap_cpu_rate =
-        d->overlap_cpu_bytes_per_s > 0 ? d->overlap_cpu_bytes_per_s : fmax(read - d->to_device_bytes_per_s, read / 10);
-    c->shared_rate = d->overlap_cpu_bytes_per_s > 0 ? 0 : read;
-    c->overlap_link_slow =
-        d->overlap_to_device_bytes_per_s > 0 ? fmax(1, d->to_device_bytes_per_s / d->overlap_to_device_bytes_per_s) : 1;
+    if (d->overlap_cpu_bytes_per_s > 0)
+        c->pair = (yk_pair){.cpu = d->overlap_cpu_bytes_per_s, .link_slow = 1};
+    else
+        c->pair = (yk_pair){.memory = read};
+    if (d->overlap_to_device_bytes_per_s > 0)
+        c->pair.link_slow = fmax(1, d->to_device_bytes_per_s / d->overlap_to_device_bytes_per_s);
     c->same_memory_rate = d->shared_memory ? fmax(read, 1 / c->gpu.read_s_per_byte) : 0;
 }
 
@@ -175,37 +176,15 @@ double yk_cost_head(const yk_cost *c, const yk_step_kind *step, bool device)
     return s;
 }
 
-/* CPU work of tc and a copy of tl seconds (each alone) begin together; when do they end? While both run, the CPU gets at most
- * the overlapped rate and the link is slowed as far as the CPU really reads. */
-static void overlap(const yk_cost *c, double cpu_bytes, double *tc, double *tl)
+/* Without the NaN rules of fmax, which cost a call. */
+static inline double more_of(double a, double b)
 {
-    if (*tc <= 0 || *tl <= 0)
-        return;
-    const double demand = cpu_bytes / *tc / c->overlap_cpu_rate;
-    const double slow_c = fmax(1, demand), slow_l = 1 + (c->overlap_link_slow - 1) * fmin(1, demand);
-    const double c_end = *tc * slow_c, l_end = *tl * slow_l;
-    if (c_end <= l_end) {
-        *tl = c_end + (*tl - c_end / slow_l);
-        *tc = c_end;
-    } else {
-        *tc = l_end + (*tc - l_end / slow_c);
-        *tl = l_end;
-    }
+    return a > b ? a : b;
 }
 
-/* So many bytes of RAM, seconds when alone, and seconds that follow. */
-typedef struct work {
-    double bytes, s, tail;
-} work;
-
-/* Two works on the same DIMMs begin together, and each may be slowed for the other: when can both have ended, tails
- * included? The one with the longer tail goes first; what it leaves of the shared rate is the other's. A bound beside each
- * one's own s + tail. */
-static double together(double rate, work a, work b)
+static inline double less_of(double a, double b)
 {
-    const work *first = a.tail >= b.tail ? &a : &b, *second = first == &a ? &b : &a;
-    const double after = second->bytes / second->s * (first->tail - second->tail);
-    return first->tail + (a.bytes + b.bytes - after) / rate;
+    return a < b ? a : b;
 }
 
 /* CPU and device work on the same memory: while both read more than it gives, both are slowed alike. So many more seconds for
@@ -216,7 +195,7 @@ static double share_memory(double rate, const yk_load *load, double tc, double t
     if (!(rate > 0) || !(load->cpu_s > 0) || !(gpu_s > 0))
         return 0;
     const double slow = (load->cpu_bytes / load->cpu_s + load->gpu_bytes / gpu_s) / rate;
-    return fmax(0, slow - 1) * fmin(tc, tg);
+    return more_of(0, slow - 1) * less_of(tc, tg);
 }
 
 yk_cost_side yk_cost_side_of(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool device)
@@ -231,61 +210,129 @@ double yk_cost_layer(const yk_cost *c, uint32_t layer, const yk_step_kind *step,
     return yk_cost_join(c, step, &attn, load, bound);
 }
 
-/* The copies of a layer: seconds of all, of those known only after the router, of two (there are two slots); of the last
- * product, with the rows' way back. */
+/* Work of one lane in one piece: seconds alone, not before `from` (CPU: after the end of the piece before; link: after the
+ * layer's beginning or, if `behind`, after the end of attention). */
+typedef struct piece {
+    double s, from;
+    bool behind;
+} piece;
+
+/* CPU and link of a layer side by side. The first piece of the CPU is attention; one on a device reads nothing of the host. */
+enum { CPU_PIECES = 2, LINK_PIECES = 3 };
+typedef struct score {
+    piece cpu[CPU_PIECES], link[LINK_PIECES];
+    double cpu_reads[CPU_PIECES], link_reads; /* bytes/s of host memory alone */
+    double cpu_ends[CPU_PIECES], link_end;    /* results, from the layer's beginning */
+    /* While playing: time; the piece of the CPU that runs or comes next, what is left of it, speeds while copies run beside it. */
+    double t, left, cpu_speed, link_speed;
+    int next;
+} score;
+
+static void begin_piece(const yk_pair *pair, score *s, int i)
+{
+    s->next = i;
+    s->left = i < CPU_PIECES ? s->cpu[i].s : 0;
+    s->cpu_speed = s->link_speed = 1;
+    if (i < CPU_PIECES && s->cpu_reads[i] > 0)
+        yk_pair_speeds(pair, s->cpu_reads[i], s->link_reads, &s->cpu_speed, &s->link_speed);
+}
+
+static double piece_from(const score *s)
+{
+    return s->cpu[s->next].from + (s->next ? s->cpu_ends[s->next - 1] : 0);
+}
+
+/* The CPU alone until then. */
+static void play_cpu(const yk_pair *pair, score *s, double until)
+{
+    while (s->next < CPU_PIECES) {
+        const double from = more_of(s->t, piece_from(s)), end = from + s->left;
+        if (end > until) {
+            s->left -= more_of(0, until - from);
+            break;
+        }
+        s->t = s->cpu_ends[s->next] = end;
+        begin_piece(pair, s, s->next + 1);
+    }
+    s->t = more_of(s->t, until);
+}
+
+/* So many seconds of copies, from now on. */
+static void play_link(const yk_pair *pair, score *s, double link)
+{
+    while (s->next < CPU_PIECES) {
+        const double alone = less_of(link, more_of(0, piece_from(s) - s->t)), cpu_s = s->left / s->cpu_speed;
+        s->t += alone;
+        link -= alone;
+        if (!(link > cpu_s * s->link_speed)) {
+            const double both = link / s->link_speed;
+            s->t += both;
+            s->left -= both * s->cpu_speed;
+            s->link_end = s->t;
+            return;
+        }
+        s->t = s->cpu_ends[s->next] = s->t + cpu_s;
+        link -= cpu_s * s->link_speed;
+        begin_piece(pair, s, s->next + 1);
+    }
+    s->link_end = s->t += link;
+}
+
+static void play(const yk_pair *pair, score *s)
+{
+    s->t = s->link_end = 0;
+    begin_piece(pair, s, 0);
+    for (int i = 0; i < LINK_PIECES; i++) {
+        const piece *p = &s->link[i];
+        if (!(p->s > 0))
+            continue;
+        if (p->behind && s->next == 0)
+            play_cpu(pair, s, more_of(s->t, s->cpu[0].from) + s->left);
+        const double from = p->from + (p->behind ? s->cpu_ends[0] : 0);
+        if (from > s->t)
+            play_cpu(pair, s, from);
+        play_link(pair, s, p->s);
+    }
+    play_cpu(pair, s, INFINITY);
+}
+
+/* The copies of a layer: seconds of those known early and of those known after the router, of two of all (there are two slots);
+ * of the last product, with the rows' way back. */
 typedef struct copies {
-    double bytes, all, late, two, last;
-    double window;  /* seconds of them beside work of the CPU */
-    bool with_attn; /* attention on the CPU is part of that work */
+    double early, late, two, last, reads, rows;
 } copies;
 
-static copies copies_of(const yk_cost *c, const yk_cost_side *attn, const yk_load *load, double back)
+static copies copies_of(const yk_cost *c, const yk_load *load, double back)
 {
     const double n = load->early_copies + load->late_copies;
-    copies p = {.bytes = load->early_bytes + load->late_bytes,
+    copies p = {.early = load->early_bytes * c->link_s_per_byte + load->early_copies * c->link_s,
                 .late = load->late_bytes * c->link_s_per_byte + load->late_copies * c->link_s};
-    const double early = load->early_bytes * c->link_s_per_byte + load->early_copies * c->link_s;
-    p.all = early + p.late;
-    p.two = n > 2 ? p.all * 2 / n : p.all;
-    p.last = load->cg_s / fmax(1, n) + back;
-    /* Prefetch runs from the layer's beginning: beside attention on a device it is alone. */
-    p.window = p.all - (attn->device ? fmin(fmin(early, p.two), attn->s) : 0);
-    p.with_attn = !attn->device && !(p.late > 0);
+    p.two = n > 2 ? (p.early + p.late) * 2 / n : p.early + p.late;
+    p.last = load->cg_s / more_of(1, n) + back;
+    p.reads = (load->early_bytes + load->late_bytes) / (p.early + p.late);
     return p;
 }
 
-/* When the last copied weights have been multiplied, counted from the end of attention. Copies after the second wait until
- * the device has come to the first one, behind what is resident. */
-static double copies_end(const yk_cost *c, const yk_cost_side *attn, const copies *p, double resident_end)
+/* When all copied weights have been multiplied or, of prefetched ones, the link is free for the next layer; from the layer's
+ * beginning. cpu: as in score; afterwards s has the ends of the CPU. resident_end: when the device has come to the copied
+ * weights, from the end of attention. */
+static double play_copies(const yk_cost *c, const yk_cost_side *attn, const copies *p, score *s, double resident_end)
 {
-    if (!(p->all > 0))
-        return 0;
-    const double queued = p->all > p->two ? resident_end + p->all - p->two + p->last : 0;
-    if (p->late > 0) /* the host starts them when it has heard of the router's choice */
-        return fmax((attn->device ? c->hand_s / 2 : 0) + p->window + p->last, queued);
-    return fmax(p->all - attn->s, queued);
-}
-
-/* What the shared rate of a pair that was not measured leaves possible at best, from the end of attention. gpu_end: of the
- * device's own work, from there. */
-static double both_end(const yk_cost *c, const yk_cost_side *attn, const yk_load *load, const copies *p, double cpu_tail,
-                       double tc, double gpu_end)
-{
-    const work cpu = {load->cpu_bytes, tc, cpu_tail};
-    if (p->with_attn) {
-        const work all = {attn->bytes + load->cpu_bytes, attn->s + tc, cpu_tail};
-        const work first = {attn->bytes, attn->s, gpu_end}, copy = {p->bytes, p->all, 0};
-        return fmax(together(c->shared_rate, all, copy), together(c->shared_rate, first, copy)) - attn->s;
+    const double all = p->early + p->late, rest = all - p->two;
+    bool product = true;
+    if (p->late > 0) { /* the host starts them when it has heard of the router's choice */
+        s->link[0] = (piece){less_of(p->early, p->two), 0, false};
+        s->link[1] = (piece){p->two - s->link[0].s, attn->device ? c->hand_s / 2 : 0, true};
+    } else {
+        product = rest > 0;
+        s->link[0] = (piece){product ? more_of(0, p->two - p->last) : all, 0, false};
     }
-    if (!(tc > 0))
-        return 0;
-    const double before = p->all - p->window, rest = p->all - p->two;
-    const work link = {p->bytes * p->window / p->all, p->window, p->late > 0 ? p->last : before - attn->s};
-    const double t = together(c->shared_rate, cpu, link);
-    if (!(rest > 0))
-        return t;
-    /* What the slots leave for after attention. */
-    return fmax(t, together(c->shared_rate, cpu, (work){p->bytes * rest / p->all, rest, p->last}));
+    /* Copies after the second wait for the first product. */
+    s->link[2] = (piece){rest, resident_end + p->last, true};
+    play(&c->pair, s);
+    /* Rows go first. */
+    const double rows = s->link_end > s->cpu_ends[attn->device ? 1 : 0] ? p->rows : 0;
+    return s->link_end + rows + (product ? p->last : 0);
 }
 
 double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *load,
@@ -295,33 +342,31 @@ double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_si
     const double ta = attn->s, there = c->hand_s / 2 + rows_bytes(c, step) * c->link_s_per_byte,
                  back = c->hand_s / 2 + rows_bytes(c, step) * c->back_s_per_byte;
     const double fixed = gpu_any ? 2 * c->gpu.fixed_s + LAUNCHES_FFN * c->launch_s : 0;
-    const double cpu_tail = device && cpu_any ? there + back : 0, gpu_hand = !device && gpu_any ? there + back : 0;
-    double tc = load->cpu_s + (cpu_any ? 2 * c->cpu.fixed_s + c->cpu.stage_s : 0), tg = load->gg_s + load->cg_s + fixed, both = 0, more = 0;
-    const copies p = copies_of(c, attn, load, device ? 0 : back);
-    double link_end = copies_end(c, attn, &p, load->gg_s + fixed + (device ? 0 : there));
-    if (p.window > 0 && c->shared_rate > 0)
-        both = both_end(c, attn, load, &p, cpu_tail, tc, tg + gpu_hand);
-    else if (p.window > 0) {
-        const double first = p.with_attn ? ta : 0;
-        double work_s = first + tc, tl = p.window;
-        overlap(c, load->cpu_bytes + (p.with_attn ? attn->bytes : 0), &work_s, &tl);
-        more = first > 0 ? (work_s - first - tc) * first / (first + tc) : 0;
-        tc = work_s - first;
-        link_end += tl - p.window;
+    const double cpu_tail = device && cpu_any ? there : 0, gpu_hand = !device && gpu_any ? there + back : 0;
+    const double tc = load->cpu_s + (cpu_any ? 2 * c->cpu.fixed_s + c->cpu.stage_s : 0), tg = load->gg_s + load->cg_s + fixed;
+    const double lag = device && cpu_any ? back : 0;
+    score s = {.cpu = {{.s = ta}, {.s = tc, .from = lag}}, .cpu_ends = {ta, ta + lag + tc}};
+    double link_end = 0;
+    const bool early = !(load->late_bytes > 0);
+    if (load->early_bytes + load->late_bytes > 0) {
+        copies p = copies_of(c, load, device ? 0 : back);
+        s.cpu_reads[0] = device || !(ta > 0) ? 0 : attn->bytes / ta;
+        s.cpu_reads[1] = cpu_any ? load->cpu_bytes / tc : 0;
+        s.link_reads = p.reads;
+        p.rows = cpu_any || !device ? rows_bytes(c, step) * c->link_s_per_byte : 0;
+        link_end = play_copies(c, attn, &p, &s, load->gg_s + fixed + (device ? 0 : there));
     }
-    const double shared = share_memory(c->same_memory_rate, load, tc, tg);
-    tc += shared;
-    tg += shared;
-    const double cpu_end = fmax(tc + cpu_tail, both), gpu_end = tg + gpu_hand + more;
-    const double ffn = fmax(cpu_end, gpu_end), total = ta + fmax(ffn, link_end);
+    const double shared = share_memory(c->same_memory_rate, load, s.cpu_ends[1] - s.cpu_ends[0] - lag, tg);
+    const double cpu_end = s.cpu_ends[1] + shared + cpu_tail, gpu_end = s.cpu_ends[0] + tg + shared + gpu_hand;
+    const double ffn = more_of(cpu_end, gpu_end), total = more_of(ffn, link_end);
     if (bound) {
-        bound[link_end > ffn && !(p.late > 0) ? YK_BOUND_LINK : device ? YK_BOUND_GPU : YK_BOUND_CPU] += ta;
+        bound[link_end > ffn && early ? YK_BOUND_LINK : device ? YK_BOUND_GPU : YK_BOUND_CPU] += s.cpu_ends[0];
         if (link_end > ffn)
-            bound[YK_BOUND_LINK] += total - ta;
+            bound[YK_BOUND_LINK] += total - s.cpu_ends[0];
         else {
-            const double wait = cpu_end >= gpu_end ? cpu_tail : gpu_hand;
+            const double wait = cpu_end >= gpu_end ? cpu_tail + lag : gpu_hand;
             bound[YK_BOUND_HAND_OFF] += wait;
-            bound[cpu_end >= gpu_end ? YK_BOUND_CPU : YK_BOUND_GPU] += ffn - wait;
+            bound[cpu_end >= gpu_end ? YK_BOUND_CPU : YK_BOUND_GPU] += ffn - s.cpu_ends[0] - wait;
         }
     }
     return total;

@@ -2,6 +2,7 @@
 #ifndef YK_PARTITION_COST_H
 #define YK_PARTITION_COST_H
 
+#include "partition/pair.h"
 #include "partition/plan.h"
 
 typedef struct yk_cost {
@@ -10,10 +11,8 @@ typedef struct yk_cost {
     yk_lane cpu, gpu;
     double launch_s, hand_s;
     double link_s_per_byte, link_s, back_s_per_byte;
-    double overlap_cpu_rate;  /* bytes/s the CPU can read while the link copies */
-    double shared_rate;       /* > 0: the pair was not measured; CPU and link together read at most so many bytes/s */
-    double overlap_link_slow; /* factor >= 1 on the link while the CPU reads at that rate */
-    double same_memory_rate;  /* > 0: CPU and device read the same memory, together at most so many bytes/s */
+    yk_pair pair;            /* CPU and link */
+    double same_memory_rate; /* > 0: CPU and device read the same memory, together at most so many bytes/s */
 } yk_cost;
 
 /* device: index in the machine, or -1. */

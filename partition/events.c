@@ -5,7 +5,7 @@
 
 void yk_events_open(yk_events *ev)
 {
-    *ev = (yk_events){.copy_slow = 1, .n = 1};
+    *ev = (yk_events){.n = 1};
     for (int l = 0; l < YK_EV_LANES; l++)
         ev->left[l] = -1;
 }
@@ -66,8 +66,14 @@ static void start(yk_events *ev)
     }
 }
 
-/* Speed of each lane now, 1 alone. The CPU beside a copy gets what the overlapped pair says, the copy is slowed as far as the CPU
- * really reads; a memory that CPU and device share serves both in proportion. */
+/* Bytes/s of host memory that the running task of a lane reads alone. */
+static double reads(const yk_events *ev, int lane)
+{
+    return ev->task[ev->queue[lane][ev->head[lane]]].reads;
+}
+
+/* Speed of each lane now, 1 alone. CPU and copy leave each other what the pair says; a memory that CPU and device share serves
+ * both in proportion. */
 static void speeds(const yk_events *ev, double speed[YK_EV_LANES])
 {
     const bool rows = ev->left[YK_EV_ROWS] >= 0, copy = ev->left[YK_EV_UP] >= 0;
@@ -77,14 +83,11 @@ static void speeds(const yk_events *ev, double speed[YK_EV_LANES])
         speed[YK_EV_UP] = speed[YK_EV_IDLE] = 0;
     if (copy)
         speed[YK_EV_IDLE] = 0;
-    const double cpu = speed[YK_EV_CPU] > 0 ? ev->task[ev->queue[YK_EV_CPU][ev->head[YK_EV_CPU]]].reads : 0;
-    const double gpu = speed[YK_EV_GPU] > 0 ? ev->task[ev->queue[YK_EV_GPU][ev->head[YK_EV_GPU]]].reads : 0;
-    if (cpu > 0 && ev->cpu_beside_copy > 0 && (speed[YK_EV_UP] > 0 || speed[YK_EV_IDLE] > 0)) {
-        const double demand = cpu / ev->cpu_beside_copy, slow = 1 + (ev->copy_slow - 1) * fmin(1, demand);
-        speed[YK_EV_CPU] /= fmax(1, demand);
-        speed[YK_EV_UP] /= slow;
-        speed[YK_EV_IDLE] /= slow;
-    }
+    const double cpu = speed[YK_EV_CPU] > 0 ? reads(ev, YK_EV_CPU) : 0;
+    const double gpu = speed[YK_EV_GPU] > 0 ? reads(ev, YK_EV_GPU) : 0;
+    const int up = speed[YK_EV_UP] > 0 ? YK_EV_UP : YK_EV_IDLE;
+    if (cpu > 0 && speed[up] > 0 && reads(ev, up) > 0)
+        yk_pair_speeds(&ev->pair, cpu, reads(ev, up), &speed[YK_EV_CPU], &speed[up]);
     if (ev->shared_read > 0 && cpu > 0 && gpu > 0 && cpu + gpu > ev->shared_read) {
         speed[YK_EV_CPU] *= ev->shared_read / (cpu + gpu);
         speed[YK_EV_GPU] *= ev->shared_read / (cpu + gpu);

@@ -3,6 +3,7 @@
 #ifndef YK_PARTITION_EVENTS_H
 #define YK_PARTITION_EVENTS_H
 
+#include "partition/pair.h"
 #include "src/base/mem.h"
 
 typedef enum yk_ev_lane {
@@ -28,9 +29,8 @@ typedef struct yk_ev_task {
 
 typedef struct yk_events {
     /* What lanes leave each other; the caller fills these. */
-    double cpu_beside_copy; /* bytes/s the CPU can read while the link copies; 0: as many as alone */
-    double copy_slow;       /* >= 1: the link beside a CPU that reads so many */
-    double shared_read;     /* bytes/s of a memory that CPU and device share; 0: they do not share */
+    yk_pair pair;       /* CPU and copies */
+    double shared_read; /* bytes/s of a memory that CPU and device share; 0: they do not share */
     /* Results. */
     double now, busy[YK_EV_LANES];
     /* Internal. */

@@ -49,6 +49,14 @@ static uint32_t add(sim *s, yk_ev_lane lane, double work, double reads, uint32_t
     return t;
 }
 
+/* `copies` copies of weights, of so many bytes together. */
+static uint32_t add_copy(sim *s, yk_ev_lane lane, double bytes, uint32_t copies, const uint32_t after[3])
+{
+    const double work = copies * s->cost.link_s + bytes * s->cost.link_s_per_byte;
+    s->link_bytes += bytes;
+    return add(s, lane, work, bytes / work, after[0], after[1], after[2]);
+}
+
 /* ---- seconds ---- */
 
 /* A part as the only FFN of a layer: its product can then be asked for with any number of tokens. */
@@ -175,8 +183,7 @@ static void move_experts(sim *s, uint32_t layer, uint64_t step_index, bool uploa
             if (yk_events_waiting(&s->ev, YK_EV_IDLE) >= IDLE_BACKLOG)
                 return;
             const double bytes = (double)yk_shape_units_bytes(p, 0, p->cut.n);
-            add(s, YK_EV_IDLE, s->cost.link_s + bytes * s->cost.link_s_per_byte, 0, 0, 0, 0);
-            s->link_bytes += bytes;
+            add_copy(s, YK_EV_IDLE, bytes, 1, (const uint32_t[3]){0});
         }
         there[v] = 0;
         there[e] = 1;
@@ -244,10 +251,9 @@ static uint32_t add_copies(sim *s, uint32_t layer, uint32_t known, uint32_t rows
         }
         const bool early = sl->group != YK_PART_EXP || s->step->prefill;
         const uint32_t slot = s->n_copies++ % s->slots;
-        const uint32_t copy = add(s, YK_EV_UP, s->cost.link_s + bytes * s->cost.link_s_per_byte, 0, s->user[slot],
-                                  early ? s->here[0] : known, early ? s->here[1] : 0);
+        const uint32_t copy = add_copy(s, YK_EV_UP, bytes, 1,
+                                       (const uint32_t[3]){s->user[slot], early ? s->here[0] : known, early ? s->here[1] : 0});
         last = s->user[slot] = add(s, YK_EV_GPU, load.cg_s, load.cg_s > 0 ? bytes / load.cg_s : 0, copy, rows, last);
-        s->link_bytes += bytes;
     }
     return last;
 }
@@ -264,8 +270,7 @@ static uint32_t add_attention(sim *s, uint32_t layer, bool device)
         const double core = fmax(0, ta - projections_s(s, layer, false));
         const double rows = 2 * s->cost.hand_s + 2 * rows_bytes(s) * (s->cost.link_s_per_byte + s->cost.back_s_per_byte);
         if (move + gpu + core + rows < ta) {
-            s->link_bytes += bytes;
-            const uint32_t copy = add(s, YK_EV_UP, move, 0, s->x[0], s->x[1], 0);
+            const uint32_t copy = add_copy(s, YK_EV_UP, bytes, 4, (const uint32_t[3]){s->x[0], s->x[1]});
             const uint32_t products = add(s, YK_EV_GPU, gpu, 0, copy, 0, 0);
             return add(s, YK_EV_CPU, core, 0, add(s, YK_EV_HAND, rows, 0, products, 0, 0), 0, 0);
         }
@@ -375,8 +380,7 @@ static yk_status open_sim(sim *s, const yk_machine *machine, int device, yk_erro
                "simulation: %s chooses %u of %u experts, the routing trace %u of %u", s->shape->name, s->shape->n_used, n,
                r ? r->n_used : 0, r ? r->n_experts : 0);
     if (device >= 0) {
-        s->ev.cpu_beside_copy = s->cost.overlap_cpu_rate;
-        s->ev.copy_slow = s->cost.overlap_link_slow;
+        s->ev.pair = s->cost.pair;
         if (machine->devices[device].shared_memory)
             s->ev.shared_read = 1 / fmin(s->cost.cpu.read_s_per_byte, s->cost.gpu.read_s_per_byte);
     }

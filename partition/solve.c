@@ -131,9 +131,8 @@ static void rehearse(yk_cost *c)
     c->gpu.attention_s_per_flop /= REHEARSAL_SPEED;
     c->gpu.fixed_s = c->launch_s = c->hand_s = c->link_s = 0;
     c->link_s_per_byte = c->back_s_per_byte = c->cpu.read_s_per_byte / REHEARSAL_LINK;
-    c->overlap_cpu_rate = 1e300;
-    c->shared_rate = c->same_memory_rate = 0;
-    c->overlap_link_slow = 1;
+    c->pair = (yk_pair){0};
+    c->same_memory_rate = 0;
 }
 
 /* The same with more memory bandwidth: products that run near the memory's rate go faster, others do not. */
@@ -148,8 +147,8 @@ static void faster_memory(yk_cost *c)
         if (c->cpu.head_kv_s_per_byte[i] < c->cpu.read_s_per_byte / 0.6)
             c->cpu.head_kv_s_per_byte[i] *= factor;
     c->cpu.read_s_per_byte *= factor;
-    c->overlap_cpu_rate += MORE_BYTES_PER_S;
-    c->shared_rate += c->shared_rate > 0 ? MORE_BYTES_PER_S : 0;
+    c->pair.cpu += c->pair.cpu > 0 ? MORE_BYTES_PER_S : 0;
+    c->pair.memory += c->pair.memory > 0 ? MORE_BYTES_PER_S : 0;
     c->same_memory_rate += c->same_memory_rate > 0 ? MORE_BYTES_PER_S : 0;
 }
 

@@ -177,20 +177,43 @@ static void check_drawn_routing(void **state)
 
 /* ---- events ---- */
 
+/* CPU and link beside each other: a pair that was measured, and one that was not. */
+static void check_pair(void **state)
+{
+    (void)state;
+    static const struct {
+        yk_pair pair;
+        double cpu, link, want_cpu, want_link; /* bytes/s alone and together */
+    } rows[] = {
+        {{.memory = 60}, 50, 40, 30, 30},                  /* both want more than half */
+        {{.memory = 60}, 50, 20, 40, 20},                  /* the link is content with less, and the CPU has the rest */
+        {{.memory = 60}, 10, 55, 10, 50},                  /* the other way round */
+        {{.memory = 60}, 30, 20, 30, 20},                  /* there is enough */
+        {{.memory = 0}, 50, 40, 50, 40},                   /* they do not meet */
+        {{.cpu = 25, .link_slow = 2}, 50, 40, 25, 20},     /* measured */
+        {{.cpu = 25, .link_slow = 2}, 12.5, 30, 12.5, 20}, /* half of what was measured slows the link half as much */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        double cpu = -1, link = -1;
+        yk_pair_speeds(&rows[i].pair, rows[i].cpu, rows[i].link, &cpu, &link);
+        if (!(fabs(cpu * rows[i].cpu - rows[i].want_cpu) < 1e-9 && fabs(link * rows[i].link - rows[i].want_link) < 1e-9))
+            fail_msg("row %zu: CPU %g, link %g", i, cpu * rows[i].cpu, link * rows[i].link);
+    }
+}
+
 static void check_events(void **state)
 {
     (void)state;
     yk_events ev;
     yk_error err = {0};
     yk_events_open(&ev);
-    ev.cpu_beside_copy = 25;
-    ev.copy_slow = 2;
+    ev.pair = (yk_pair){.cpu = 25, .link_slow = 2};
     /* CPU 4 s reading 50/s, copy 1 s from the start. Together: CPU at 1/2, copy at 1/2: the copy ends at 2, the CPU has done 1 of 4
      * and ends at 5. Rows of 1 s after it hold up the second copy. */
     const uint32_t none[YK_EV_DEPS] = {0};
-    const uint32_t cpu = yk_events_add(&ev, YK_EV_CPU, 4, 50, none), copy = yk_events_add(&ev, YK_EV_UP, 1, 0, none);
+    const uint32_t cpu = yk_events_add(&ev, YK_EV_CPU, 4, 50, none), copy = yk_events_add(&ev, YK_EV_UP, 1, 10, none);
     const uint32_t rows = yk_events_add(&ev, YK_EV_ROWS, 1, 0, (const uint32_t[YK_EV_DEPS]){cpu});
-    const uint32_t second = yk_events_add(&ev, YK_EV_UP, 2, 0, (const uint32_t[YK_EV_DEPS]){cpu, copy});
+    const uint32_t second = yk_events_add(&ev, YK_EV_UP, 2, 10, (const uint32_t[YK_EV_DEPS]){cpu, copy});
     assert_int_equal(yk_events_run(&ev, second, &err), YK_OK);
     assert_true(fabs(ev.task[copy].end - 2) < 1e-9 && fabs(ev.task[cpu].end - 5) < 1e-9);
     assert_true(fabs(ev.task[rows].end - 6) < 1e-9 && fabs(ev.task[second].end - 8) < 1e-9);
@@ -226,17 +249,17 @@ static yk_sim_result simulate(const yk_shape *s, const yk_plan *p, const yk_step
     return r;
 }
 
-/* What the formula of cost.h leaves out (docs/SIMULATOR.md); NONE: nothing that is known. */
+/* What makes a step hard to sum up (docs/SIMULATOR.md); NONE: nothing of these. */
 enum cause { NONE, SHARED_MEMORY, HOST_COPIES, ROUTING_SPREAD, SMALL_COPIES, BUCKET_EDGE, N_CAUSES };
 static const struct {
     const char *name;
     double median, worst; /* ceilings: they only go down */
-} causes[N_CAUSES] = {{"none of these", 0.02, 0.05},
-                      {"a memory that CPU and device share", 0.02, 0.05},
-                      {"copies beside attention on the host", 0.01, 0.24},
-                      {"decode: some experts are copied", 0.05, 0.10},
-                      {"prefill: copies expert by expert", 0.02, 0.30},
-                      {"prefill: experts, none copied", 0.01, 0.05}};
+} causes[N_CAUSES] = {{"none of these", 0.01, 0.04},
+                      {"a memory that CPU and device share", 0.01, 0.03},
+                      {"copies beside attention on the host", 0.01, 0.02},
+                      {"decode: some experts are copied", 0.01, 0.06},
+                      {"prefill: copies expert by expert", 0.01, 0.02},
+                      {"prefill: experts, none copied", 0.01, 0.01}};
 
 static enum cause cause_of(const yk_plan *p, const yk_step_kind *step)
 {
@@ -281,7 +304,7 @@ static void compare_plan(differences *d, const yk_plan *p, const yk_shape *s, co
         const double formula = yk_cost_plan(&cost, p, &step, NULL), sim = simulate(s, p, &step, o).seconds;
         const enum cause c = cause_of(p, &step);
         d->off[c][d->n[c]++] = fabs(formula / sim - 1);
-        if (c == NONE && fabs(formula / sim - 1) > 0.05)
+        if (fabs(formula / sim - 1) > 0.05)
             printf("  %s, %s, %s of %u: formula %.4g ms, simulated %.4g ms\n", machine.host, s->name,
                    step.prefill ? "prefill" : "decode", step.n, 1e3 * formula, 1e3 * sim);
     }
@@ -336,7 +359,7 @@ static void check_cost_model(void **state)
     }
     qsort(all, n, sizeof *all, by_value);
     printf("  %-40s %5u %5.1f %% %5.1f %%\n", "all", n, 100 * all[n / 2], 100 * all[n - 1]);
-    assert_true(all[n / 2] <= 0.02);
+    assert_true(all[n / 2] <= 0.01);
     assert_true(d.n[NONE] >= 60);
     for (int c = 0; c < N_CAUSES; c++)
         if (d.n[c] && (d.off[c][d.n[c] / 2] > causes[c].median || d.off[c][d.n[c] - 1] > causes[c].worst))
@@ -655,10 +678,13 @@ static void check_pictures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(check_shelf),         cmocka_unit_test(check_recorded_routing), cmocka_unit_test(check_bad_routing),
-        cmocka_unit_test(check_drawn_routing), cmocka_unit_test(check_events),           cmocka_unit_test(check_by_hand),
-        cmocka_unit_test(check_slots),         cmocka_unit_test(check_caches),           cmocka_unit_test(check_cost_model),
-        cmocka_unit_test(check_alternatives),  cmocka_unit_test(check_pictures),         cmocka_unit_test(check_spread),
+        cmocka_unit_test(check_shelf),        cmocka_unit_test(check_recorded_routing),
+        cmocka_unit_test(check_bad_routing),  cmocka_unit_test(check_drawn_routing),
+        cmocka_unit_test(check_events),       cmocka_unit_test(check_pair),
+        cmocka_unit_test(check_by_hand),      cmocka_unit_test(check_slots),
+        cmocka_unit_test(check_caches),       cmocka_unit_test(check_cost_model),
+        cmocka_unit_test(check_alternatives), cmocka_unit_test(check_pictures),
+        cmocka_unit_test(check_spread),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
