@@ -67,9 +67,9 @@ typedef struct yk_figure {
     double value;
 } yk_figure;
 
-enum { YK_PLAN_N_BOUNDS = 4, YK_PLAN_MAX_HELP = 4 };
+enum { YK_PLAN_N_BOUNDS = 4, YK_PLAN_MAX_HELP = 6 };
 
-/* What a change of the machine would give, planned anew. */
+/* What a change of the machine would give: planned anew, or this plan with other copies where that is nearly the same. */
 typedef struct yk_plan_help {
     char name[48];                  /* "1 GiB more of cuda:0", "10 GB/s more of memory bandwidth" */
     double decode_tps, prefill_tps; /* one sequence at the first depth; the first chunk */

@@ -16,6 +16,9 @@
 /* What would help: so much more. */
 #define MORE_BYTES       (1ull << 30)
 #define MORE_BYTES_PER_S 10e9
+#define MORE_SPEED       1.1
+/* Products at this share of the memory's rate wait for memory, not for cores. */
+#define NEAR_MEMORY 0.6
 
 typedef struct job {
     const yk_machine *machine;
@@ -141,7 +144,7 @@ static void faster_memory(yk_cost *c)
     const double read = 1 / c->cpu.read_s_per_byte, factor = read / (read + MORE_BYTES_PER_S);
     for (int t = 0; t < YK_TYPE_LIMIT; t++)
         for (int b = 0; b < YK_B_PREFILL; b++)
-            if (c->cpu.s_per_byte[t][b] < c->cpu.read_s_per_byte / 0.6)
+            if (c->cpu.s_per_byte[t][b] < c->cpu.read_s_per_byte / NEAR_MEMORY)
                 c->cpu.s_per_byte[t][b] *= factor;
     for (int i = 0; i < YK_HEAD_DIMS; i++)
         if (c->cpu.head_kv_s_per_byte[i] < c->cpu.read_s_per_byte / 0.6)
@@ -150,6 +153,45 @@ static void faster_memory(yk_cost *c)
     c->pair.cpu += c->pair.cpu > 0 ? MORE_BYTES_PER_S : 0;
     c->pair.memory += c->pair.memory > 0 ? MORE_BYTES_PER_S : 0;
     c->same_memory_rate += c->same_memory_rate > 0 ? MORE_BYTES_PER_S : 0;
+}
+
+/* The same with a faster link, at most as fast as memory. False: it is that already. */
+static bool faster_link(yk_cost *c)
+{
+    const double read = 1 / c->cpu.read_s_per_byte, was = 1 / c->link_s_per_byte, rate = fmin(was + MORE_BYTES_PER_S, read);
+    if (rate < 1.01 * was || c->same_memory_rate > 0)
+        return false;
+    c->link_s_per_byte = 1 / rate;
+    c->back_s_per_byte = fmin(c->back_s_per_byte, 1 / rate);
+    if (c->shared_rate > 0) /* not measured: what the link takes the CPU loses */
+        c->overlap_cpu_rate = fmax(read - rate, read / 10);
+    return true;
+}
+
+static void faster_lane(yk_lane *l)
+{
+    for (int t = 0; t < YK_TYPE_LIMIT; t++)
+        for (int b = 0; b < YK_N_BUCKETS; b++)
+            l->s_per_byte[t][b] /= MORE_SPEED;
+    l->read_s_per_byte /= MORE_SPEED;
+    l->attention_s_per_flop /= MORE_SPEED;
+    l->fixed_s /= MORE_SPEED;
+}
+
+/* The same with more or faster cores: products that run near the memory's rate do not go faster. */
+static void faster_cores(yk_lane *l)
+{
+    yk_lane fast = *l;
+    faster_lane(&fast);
+    for (int t = 0; t < YK_TYPE_LIMIT; t++)
+        for (int b = 0; b < YK_B_PREFILL; b++) {
+            const double s = l->s_per_byte[t][b];
+            fast.s_per_byte[t][b] = s < l->read_s_per_byte / NEAR_MEMORY ? s : fast.s_per_byte[t][b];
+            if (b)
+                fast.s_per_byte[t][b] = fmax(fast.s_per_byte[t][b], fast.s_per_byte[t][b - 1]);
+        }
+    fast.read_s_per_byte = l->read_s_per_byte;
+    *l = fast;
 }
 
 /* ---- one device ---- */
@@ -209,17 +251,32 @@ static bool use_device(const job *j, const yk_best *best, const yk_best *cpu)
     return best->s < INFINITY && (j->forced || best->s < WORTH * cpu->s);
 }
 
-static void add_help(job *j, yk_plan *plan, const char *name, const yk_best *best, const yk_best *cpu)
+static void add_help(job *j, yk_plan *plan, const char *name, const yk_best *b)
 {
-    const yk_best *b = use_device(j, best, cpu) ? best : cpu;
     yk_plan_help *h = &plan->speed.help[plan->speed.n_help++];
     snprintf(h->name, sizeof h->name, "%s", name);
     j->s.slot_bytes = b->slot_bytes;
     yk_solver_speed(&j->s, b->choice, b->head, &h->decode_tps, &h->prefill_tps);
 }
 
-/* Plan anew with more of something. */
-static void add_helps(job *j, yk_plan *plan)
+/* The plan as it is, with copies chosen anew: near the best plan others gain little more from such a change. */
+static void help_of_speed(job *j, yk_plan *plan, const char *name, const yk_cost *cost, bool used)
+{
+    yk_best b = used ? j->best : j->cpu;
+    uint64_t sizes[YK_MAX_SLOTS];
+    yk_solver_set_cost(&j->s, cost);
+    if (used && !b.slot_bytes && yk_solver_slots(&j->s, sizes) > 1) /* it copies nothing yet */
+        b.slot_bytes = sizes[1];
+    add_help(j, plan, name, &b);
+}
+
+static bool bound_by(const yk_plan *plan, yk_bound b)
+{
+    return strcmp(plan->speed.bound[0], yk_bound_name(b)) == 0 || strcmp(plan->speed.bound[1], yk_bound_name(b)) == 0;
+}
+
+/* What more of something would give. used: the plan has the device. */
+static void add_helps(job *j, yk_plan *plan, bool used)
 {
     char name[48];
     yk_cost cost = j->real;
@@ -227,14 +284,32 @@ static void add_helps(job *j, yk_plan *plan)
         return;
     if (j->device) {
         snprintf(name, sizeof name, "1 GiB more of %s", j->device->name);
-        add_help(j, plan, name, &j->more, &j->cpu);
+        add_help(j, plan, name, use_device(j, &j->more, &j->cpu) ? &j->more : &j->cpu);
     }
     faster_memory(&cost);
     yk_solver_set_cost(&j->s, &cost);
     j->more.s = INFINITY;
     search_cpu(j, &j->cpu);
     search(j, &j->more, NULL);
-    add_help(j, plan, "10 GB/s more of memory bandwidth", &j->more, &j->cpu);
+    add_help(j, plan, "10 GB/s more of memory bandwidth", use_device(j, &j->more, &j->cpu) ? &j->more : &j->cpu);
+    cost = j->real;
+    if (used && faster_link(&cost)) {
+        const double gain = (1 / cost.link_s_per_byte - 1 / j->real.link_s_per_byte) / 1e9;
+        snprintf(name, sizeof name, "%.3g GB/s more of the link", gain);
+        help_of_speed(j, plan, name, &cost, used);
+    }
+    cost = j->real;
+    if (used && bound_by(plan, YK_BOUND_GPU)) {
+        faster_lane(&cost.gpu);
+        snprintf(name, sizeof name, "a %.0f %% faster %s", 100 * (MORE_SPEED - 1), j->device->name);
+        help_of_speed(j, plan, name, &cost, used);
+    }
+    cost = j->real;
+    if (strcmp(plan->speed.bound[1], yk_bound_name(YK_BOUND_CPU)) == 0) {
+        faster_cores(&cost.cpu);
+        snprintf(name, sizeof name, "%.0f %% more of the CPU's cores", 100 * (MORE_SPEED - 1));
+        help_of_speed(j, plan, name, &cost, used);
+    }
     yk_solver_set_cost(&j->s, &j->real);
 }
 
@@ -384,7 +459,7 @@ static yk_status run_job(job *j, yk_plan *out, yk_error *err)
         yk_solver_set_cost(&j->s, &j->real); /* what is said is of the machine as it is */
     add_alternatives(&j->s, out, room_of(j) > 0, room_of(j));
     const double cpu_s = j->cpu.s;
-    add_helps(j, out);
+    add_helps(j, out, used);
     j->cpu.s = cpu_s;
     explain_choice(j, out, used);
     return YK_OK;
@@ -412,14 +487,26 @@ static const yk_plan_device_limit *limit_of(const yk_plan_limits *limits, const 
     return NULL;
 }
 
+/* The file of a machine does not have the device wanted. */
+static yk_status fail_absent(const yk_machine *m, const char *want, yk_error *err)
+{
+    char names[YK_MAX_DEVICES * (YK_DEVICE_NAME + 2) + 1] = "";
+    for (uint32_t i = 0; i < m->n_devices; i++)
+        snprintf(names + strlen(names), sizeof names - strlen(names), "%s%s", i ? ", " : "", m->devices[i].name);
+    return yk_fail(err, YK_ERR_USAGE,
+                   "--device %s: the machine's file describes %s; name one of these, or profile with --device %s", want,
+                   *names ? names : "no device but the CPU (cpu)", want);
+}
+
 static yk_status solve_named(yk_plan *out, job *j, const char *want, yk_error *err)
 {
     char flag[160];
     const int i = yk_machine_find(j->machine, want);
     j->device = i < 0 ? NULL : limit_of(j->limits, j->machine->devices[i].name);
     j->forced = true;
-    YK_FAIL_IF(!j->device, err, YK_ERR_USAGE, "device %s: %s", want,
-               i < 0 ? "this machine has none of that name" : "no budget is given for it");
+    if (i < 0)
+        return fail_absent(j->machine, want, err);
+    YK_FAIL_IF(!j->device, err, YK_ERR_USAGE, "device %s: no budget is given for it", want);
     yk_rules_flag(j->rules, j->rules->by, flag);
     YK_FAIL_IF(*j->rules->device && strcmp(j->rules->device, j->device->name) != 0, err, YK_ERR_USAGE,
                "%s lost: it names %s, --device names %s, and a plan made here uses one device", flag, j->rules->device,

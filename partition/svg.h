@@ -3,6 +3,7 @@
 #define YK_PARTITION_SVG_H
 
 #include "partition/plan.h"
+#include "partition/text.h"
 
 /* A drawing of its own (SVG 1.1, no script, nothing loaded): of each layer what is resident (GG), computed by the CPU (CC) and
  * copied (CG) in decode and in prefill, memory against the budgets, predicted speed, what binds it, the alternatives, the note.
@@ -10,8 +11,19 @@
 yk_status yk_plan_svg(const yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits,
                       char **out, size_t *n_bytes, yk_error *err);
 
-/* The strips as lines of text, at most 100 columns; neighbours that look the same share a line. colour: with ANSI backgrounds,
- * else letters alone (G resident, c CPU, > copied). */
+/* Of the text: plan, machine, note; speeds, what binds them and what would help. Lines are broken before column `width`. */
+void yk_plan_put_head(yk_text *t, const yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits,
+                      size_t width);
+void yk_plan_put_speed(yk_text *t, const yk_plan *plan, const yk_plan_limits *limits, size_t width);
+
+/* The layers as lines of text, at most 100 columns, then head and embedding and what the letters say: strips and shares in per cent,
+ * layers that look alike on one line. colour: with ANSI backgrounds. */
 yk_status yk_plan_strips(const yk_plan *plan, const yk_shape *shape, bool colour, char **out, size_t *n_bytes, yk_error *err);
+
+/* Shares of the bytes of a layer's FFN by kind, in decode of one token or prefill of the plan's batch. */
+enum { YK_N_KINDS = 3 };
+void yk_plan_shares(const yk_plan *plan, const yk_shape *shape, uint32_t layer, bool prefill, double share[YK_N_KINDS]);
+/* Is the attention of the layer in RAM, and copied to a device in prefill of the plan's batch? */
+bool yk_plan_attn_copied(const yk_plan *plan, uint32_t layer);
 
 #endif

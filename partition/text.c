@@ -73,6 +73,58 @@ void yk_text_put_string(yk_text *t, const char *s)
     yk_text_put_json(t, v);
 }
 
+const char *yk_text_number(char buf[YK_TEXT_NUMBER], double x)
+{
+    int places = 2;
+    for (double y = x; y < 0.9995 && places < 9 && y > 0; y *= 10)
+        places++;
+    places = x >= 99.95 ? 0 : x >= 9.995 ? 1 : places;
+    snprintf(buf, YK_TEXT_NUMBER, "%.*f", x > 0 ? places : 0, x);
+    return buf;
+}
+
+void yk_text_percents(const double *share, int n, int *percent)
+{
+    double sum = 0;
+    int given = 0;
+    for (int i = 0; i < n; i++) {
+        sum += share[i];
+        percent[i] = (int)(100 * share[i]);
+        given += percent[i];
+    }
+    /* The largest remainders get what is left. */
+    for (int left = (int)(100 * sum + 0.5) - given; left > 0; left--) {
+        int most = 0;
+        for (int i = 1; i < n; i++)
+            most = 100 * share[i] - percent[i] > 100 * share[most] - percent[most] ? i : most;
+        percent[most]++;
+    }
+}
+
+void yk_text_wrap(yk_text *t, const char *words, size_t width, int indent)
+{
+    size_t column = strspn(words, " ");
+    bool first = true;
+    yk_text_put(t, "%*s", (int)column, "");
+    for (words += column; *words; first = false) {
+        size_t n = strcspn(words, " ");
+        if (strncmp(words + n, " %", 2) == 0) /* a figure keeps its unit */
+            n += 1 + strcspn(words + n + 1, " ");
+        if (!first && column + 1 + n > width) {
+            yk_text_put(t, "\n%*s", indent, "");
+            column = (size_t)indent;
+        } else if (!first) {
+            yk_text_put(t, " ");
+            column++;
+        }
+        yk_text_put(t, "%.*s", (int)n, words);
+        column += n;
+        words += n;
+        words += *words == ' ';
+    }
+    yk_text_put(t, "\n");
+}
+
 yk_status yk_text_take(yk_text *t, char **out, size_t *n_bytes, const char *what, yk_error *err)
 {
     if (t->failed || !reserve(t, 0)) {

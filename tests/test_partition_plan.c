@@ -643,7 +643,7 @@ static void check_explanation(void **state)
         yk_pt_shape(&s, shapes[i], NULL);
         yk_plan_limits l = yk_pt_limits(&m, 6ull << 30);
         l.devices[0].runtime_bytes = 300u << 20;
-        if (yk_plan_solve(&p, &m, &s, &l, &err) != YK_OK || yk_plan_explain_text(&p, &s, &m, &l, &text, &n, &err) != YK_OK)
+        if (yk_plan_solve(&p, &m, &s, &l, &err) != YK_OK || yk_plan_explain_text(&p, &s, &m, &l, false, &text, &n, &err) != YK_OK)
             fail_msg("%s", err.text);
         must_check(&p, &s, &l, (uint64_t)i);
         assert_int_equal(n, strlen(text));

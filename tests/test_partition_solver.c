@@ -761,7 +761,7 @@ static void check_help(void **state)
     yk_pt_shape(&s, "qwen3-30b-a3b", NULL);
     yk_plan_limits l = yk_pt_limits(&m, 6ull << 30);
     solve(&p, &m, &s, &l, 1);
-    assert_int_equal(p.speed.n_help, 2);
+    assert_int_equal(p.speed.n_help, 3);
     for (int phase = 0; phase < 2; phase++) {
         double sum = 0;
         for (int k = 0; k < YK_PLAN_N_BOUNDS; k++)
@@ -776,11 +776,19 @@ static void check_help(void **state)
     assert_true(fabs(p.speed.help[0].prefill_tps / q.speed.prefill_tps[0].value - 1) < 0.01);
     assert_true(q.speed.decode_tps[0].value > 1.01 * p.speed.decode_tps[0].value);
     yk_plan_clear(&q);
-    if (yk_plan_explain_text(&p, &s, &m, &l, &text, NULL, &err) != YK_OK)
+    m2 = m;
+    m2.devices[0].to_device_bytes_per_s += 10e9;
+    m2.devices[0].to_host_bytes_per_s += 10e9;
+    solve(&q, &m2, &s, &l, 2);
+    assert_true(fabs(p.speed.help[2].decode_tps / q.speed.decode_tps[0].value - 1) < 0.01);
+    assert_true(fabs(p.speed.help[2].prefill_tps / q.speed.prefill_tps[0].value - 1) < 0.01);
+    assert_true(q.speed.prefill_tps[0].value > 1.1 * p.speed.prefill_tps[0].value);
+    yk_plan_clear(&q);
+    if (yk_plan_explain_text(&p, &s, &m, &l, false, &text, NULL, &err) != YK_OK)
         fail_msg("%s", err.text);
     static const char *const must[] = {
-        "decode is bound by CPU reads: ", "prefill is bound by the link: ", "1 GiB more of cuda:0 would give decode",
-        "10 GB/s more of memory bandwidth would give decode", "copying pays from"};
+        "  decode is bound by CPU reads: ", "  prefill is bound by the link: ", "  10 GB/s more of memory bandwidth would give ",
+        ", 1 GiB more of cuda:0 ",           "  10 GB/s more of the link would give ", "copying to the device pays from "};
     for (size_t i = 0; i < sizeof must / sizeof *must; i++)
         if (!strstr(text, must[i]))
             fail_msg("\"%s\" is not in:\n%s", must[i], text);

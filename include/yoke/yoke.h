@@ -356,8 +356,12 @@ YK_API bool yk_machine_is_noisy(const yk_machine *machine);
 /* Path of the file that yk_machine_save writes with path NULL. YK_ERR_RUNTIME: the user has no home folder. */
 YK_API yk_status yk_machine_cache_path(const yk_machine *machine, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
 
-/* The plan yk_engine_open would make for the same options (opts->plan is not looked at). machine NULL: opts->machine, else the
- * cached measurement, made now when there is none. opts may be NULL. Failures as of yk_engine_open. */
+/* The measurement yk_engine_open would plan by for the same options: the cached one, checked quickly; made now, in seconds, when there
+ * is none. Closed with yk_machine_close. opts may be NULL; opts->machine is not looked at. Failures as of yk_machine_profile. */
+YK_API yk_status yk_machine_here(yk_machine **out, const yk_model *model, const yk_engine_opts *opts, yk_error *err);
+
+/* The plan yk_engine_open would make for the same options (opts->plan is not looked at), with what else could be done simulated beside
+ * it. machine NULL: opts->machine, else yk_machine_here. opts may be NULL. Failures as of yk_engine_open. */
 YK_API yk_status yk_plan_make(yk_plan **out, const yk_machine *machine, const yk_model *model, const yk_engine_opts *opts,
                               yk_error *err);
 /* Read a plan file; yk_engine_open checks whether it fits. YK_ERR_INPUT names file and key: "FILE: plan.layers[3].slices: ...". */
@@ -369,8 +373,8 @@ YK_API void yk_plan_close(yk_plan **plan);
 YK_API yk_status yk_plan_text(const yk_plan *plan, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
 /* Why the planner did what it did, one line; "" for plans not made by it. Owned by the plan. */
 YK_API const char *yk_plan_note(const yk_plan *plan);
-/* One screen of text: what lives and runs where, bytes, speed, what limits it, why not otherwise; buffer rules as above. machine may
- * be NULL. YK_ERR_INPUT: the plan does not fit model and options. */
+/* One screen of text: speed, what limits it, what would help, why not otherwise, bytes, what lives and runs where; buffer rules as
+ * above. machine NULL: opts->machine, which may be NULL. YK_ERR_INPUT: the plan does not fit model and options. */
 YK_API yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_machine *machine, const yk_engine_opts *opts,
                                  char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
 
@@ -383,12 +387,11 @@ typedef struct yk_plan_subject {
     const yk_engine_opts *opts; /* may be NULL; devices have the memory that the machine's file says when no budget is given */
 } yk_plan_subject;
 
-/* A plan for a subject. With a machine given, what else could be done is simulated too and shown beside it. YK_ERR_USAGE: neither model
- * nor shape, or a shape without a machine. YK_ERR_INPUT: a shape file that is wrong. Otherwise as yk_plan_make. */
+/* A plan for a subject, with what else could be done simulated beside it. YK_ERR_USAGE: neither model nor shape, or a shape without a machine. YK_ERR_INPUT: a shape file that is wrong. Otherwise as yk_plan_make. */
 YK_API yk_status yk_plan_make_for(yk_plan **out, const yk_plan_subject *subject, yk_error *err);
 
 typedef enum yk_plan_form {
-    YK_PLAN_TEXT = 0,     /* what yk_plan_explain says, and a strip for each layer */
+    YK_PLAN_TEXT = 0,     /* what yk_plan_explain says */
     YK_PLAN_TERMINAL = 1, /* the same with colours, unless NO_COLOR is set */
     YK_PLAN_SVG = 2       /* a picture */
 } yk_plan_form;

@@ -255,6 +255,20 @@ static int parse_flag(yk_cli_opts *opts, const yk_cli_command *command, int argc
     return YK_EXIT_OK;
 }
 
+/* Files that are written whole and then get their name, which stdout cannot take. */
+static int check_outputs(const yk_cli_opts *opts, const yk_cli_command *command)
+{
+    const struct {
+        const char *flag, *path;
+    } files[] = {
+        {"--trace", opts->trace}, {"--logits", opts->logits}, {"-o", command->bit == YK_CMD_SYNTH ? opts->output : NULL}};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        if (files[i].path && !strcmp(files[i].path, "-"))
+            return yk_cli_error(YK_EXIT_USAGE, "%s - does not write to stdout: name a file, %s FILE (./- for one of that name)",
+                                files[i].flag, files[i].flag);
+    return YK_EXIT_OK;
+}
+
 int yk_cli_parse(yk_cli_opts *opts, const yk_cli_command *command, int argc, char **argv)
 {
     bool flags = true;
@@ -274,7 +288,7 @@ int yk_cli_parse(yk_cli_opts *opts, const yk_cli_command *command, int argc, cha
             opts->positional[opts->n_positional++] = argv[i];
         }
     }
-    return YK_EXIT_OK;
+    return check_outputs(opts, command);
 }
 
 void yk_cli_print_flags(FILE *out, unsigned command)

@@ -144,6 +144,8 @@ static int make_and_print(yk_cli_session *s, const yk_cli_opts *opts, const char
     if (shape && !s->machine)
         return yk_cli_error(YK_EXIT_USAGE,
                             "a shape has no weights to measure with: name a machine with --machine FILE (partition/machines)");
+    if (!shape && !s->machine && opts->auto_partition && yk_machine_here(&s->machine, s->model, &o, &err))
+        return yk_cli_fail(&err);
     subject it = {.of = {.model = s->model, .shape_path = shape, .type = opts->type, .machine = s->machine, .opts = &o}};
     if (yk_plan_make_for(&plan, &it.of, &err))
         return yk_cli_fail(&err);

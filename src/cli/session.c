@@ -100,6 +100,9 @@ static int explain(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opts *o
 {
     yk_error err = {0};
     if (!s->plan) {
+        if (!s->machine && opts->auto_partition && yk_machine_here(&s->machine, s->model, o, &err))
+            return yk_cli_fail(&err);
+        o->machine = s->machine;
         if (yk_plan_make(&s->plan, s->machine, s->model, o, &err))
             return yk_cli_fail(&err);
         o->gpu_layers_given = false; /* the plan keeps to the wishes already */

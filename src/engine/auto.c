@@ -4,6 +4,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "partition/alternatives.h"
 #include "src/base/log.h"
 #include "src/engine/lane.h"
 
@@ -213,12 +214,18 @@ static yk_status solve(choice *c, yk_plan *plan, const yk_machine *machine, yk_e
     return YK_OK;
 }
 
-static yk_status make(yk_plan **out, choice *c, const yk_machine *machine, yk_error *err)
+/* compare: simulate what else could be done, too. */
+static yk_status make(yk_plan **out, choice *c, const yk_machine *machine, bool compare, yk_error *err)
 {
     yk_plan *plan = yk_alloc(YK_MEM_PLAN, 1, sizeof *plan);
     if (!plan)
         return yk_fail_memory(err, sizeof *plan, "a plan");
-    const yk_status st = solve(c, plan, machine, err);
+    yk_status st = solve(c, plan, machine, err);
+    const yk_machine *m = machine ? machine : c->o->machine ? c->o->machine : c->machine; /* NULL: the planner is switched off */
+    if (st == YK_OK && m) {
+        yk_plan_note_ram(plan, &c->shape, m, &c->limits);
+        st = compare ? yk_plan_alternatives(plan, m, &c->shape, &c->limits, err) : YK_OK;
+    }
     if (st != YK_OK)
         yk_plan_close(&plan);
     *out = plan;
@@ -237,7 +244,7 @@ yk_status yk_plan_make(yk_plan **out, const yk_machine *machine, const yk_model 
     if (st == YK_OK)
         st = find_devices(&c, err);
     if (st == YK_OK)
-        st = make(out, &c, machine, err);
+        st = make(out, &c, machine, true, err);
     close_choice(&c);
     return st;
 }
@@ -259,7 +266,7 @@ yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_o
         if (st == YK_OK && !c.limits.n_devices) {
             say_none(&c, why, capacity);
             st = refuse_wishes(o, why, &inner);
-        } else if (st == YK_OK && (st = make(out, &c, NULL, &inner)) == YK_OK)
+        } else if (st == YK_OK && (st = make(out, &c, NULL, false, &inner)) == YK_OK)
             snprintf(why, capacity, "%s", (*out)->note);
         if (st != YK_ERR_MEMORY && yk_auto_may_retreat(o, st)) { /* the host's memory was short, no device's */
             yk_log(YK_LOG_WARN, "going on with the CPU alone: %s", inner.text);
@@ -274,7 +281,8 @@ yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_o
 
 /* ---- in words ------------------------------------------------------------------------------------------------------------------------- */
 
-static yk_status explain(choice *c, const yk_plan *plan, const yk_machine *machine, char **text, size_t *n, yk_error *err)
+/* Devices of the plan that are here become devices of the limits. */
+static yk_status add_devices_of(choice *c, const yk_plan *plan, yk_error *err)
 {
     YK_TRY(yk_device_list(c->list, YK_DEVICE_LIST, &c->n_list, c->need.null_options ? c->need.null_options : "compute", err));
     c->n_list = c->n_list < YK_DEVICE_LIST ? c->n_list : YK_DEVICE_LIST;
@@ -282,8 +290,25 @@ static yk_status explain(choice *c, const yk_plan *plan, const yk_machine *machi
         for (uint32_t k = 0; k < c->n_list; k++)
             if (strcmp(c->list[k].name, plan->devices[i]) == 0)
                 add_device(c, &c->list[k]);
+    return YK_OK;
+}
+
+yk_status yk_auto_plan_limits(yk_plan_limits *out, const yk_plan *plan, const yk_model *model, const yk_engine_opts *o, yk_error *err)
+{
+    choice c;
+    yk_status st = open_choice(&c, model, o, err);
+    if (st == YK_OK)
+        st = add_devices_of(&c, plan, err);
+    *out = c.limits;
+    close_choice(&c);
+    return st;
+}
+
+static yk_status explain(choice *c, const yk_plan *plan, const yk_machine *machine, char **text, size_t *n, yk_error *err)
+{
+    YK_TRY(add_devices_of(c, plan, err));
     YK_TRY(yk_plan_check(plan, &c->shape, &c->limits, err));
-    return yk_plan_explain_text(plan, &c->shape, machine, &c->limits, text, n, err);
+    return yk_plan_explain_text(plan, &c->shape, machine ? machine : c->o->machine, &c->limits, false, text, n, err);
 }
 
 yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_machine *machine, const yk_engine_opts *opts,
@@ -301,6 +326,22 @@ yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_m
     if (st == YK_OK)
         yk_text_out(text, n, buf, capacity, n_bytes);
     yk_free(text);
+    close_choice(&c);
+    return st;
+}
+
+yk_status yk_machine_here(yk_machine **out, const yk_model *model, const yk_engine_opts *opts, yk_error *err)
+{
+    choice c;
+    yk_engine_opts defaults;
+    yk_engine_opts_init(&defaults);
+    *out = NULL;
+    YK_FAIL_IF(!model || model->vocab_only, err, YK_ERR_USAGE, "the model was opened for its vocabulary only");
+    yk_status st = open_choice(&c, model, opts ? opts : &defaults, err);
+    if (st == YK_OK)
+        st = find_devices(&c, err);
+    if (st == YK_OK)
+        st = yk_machine_cached(out, &c.need, err);
     close_choice(&c);
     return st;
 }

@@ -103,11 +103,14 @@ static yk_status make_elsewhere(yk_plan **out, const yk_plan_subject *s, const y
     yk_plan *plan = yk_alloc(YK_MEM_PLAN, 1, sizeof *plan);
     if (!plan)
         return yk_fail_memory(err, sizeof *plan, "a plan");
-    const yk_status st = yk_plan_solve(plan, s->machine, shape, &l, err);
-    if (st == YK_OK)
-        *out = plan;
-    else
-        yk_free(plan);
+    yk_status st = yk_plan_solve(plan, s->machine, shape, &l, err);
+    if (st == YK_OK) {
+        yk_plan_note_ram(plan, shape, s->machine, &l);
+        st = yk_plan_alternatives(plan, s->machine, shape, &l, err);
+    }
+    *out = plan;
+    if (st != YK_OK)
+        yk_plan_close(out);
     return st;
 }
 
@@ -123,7 +126,6 @@ yk_status yk_plan_make_for(yk_plan **out, const yk_plan_subject *s, yk_error *er
 {
     yk_engine_opts o;
     yk_shape shape;
-    yk_plan_limits l;
     bool here = s->model != NULL;
     options_of(&o, s);
     *out = NULL;
@@ -131,50 +133,36 @@ yk_status yk_plan_make_for(yk_plan **out, const yk_plan_subject *s, yk_error *er
     if (s->model && s->machine)
         YK_TRY(all_here(&here, s->machine, &o, err));
     YK_TRY(open_shape(&shape, s, err));
-    yk_status st = here ? yk_plan_make(out, s->machine, s->model, &o, err) : make_elsewhere(out, s, &shape, &o, err);
-    if (st == YK_OK && s->machine) {
-        limits_of(&l, *out, &shape, s, &o);
-        st = yk_plan_alternatives(*out, s->machine, &shape, &l, err);
-    }
-    if (st != YK_OK)
-        yk_plan_close(out);
+    const yk_status st = here ? yk_plan_make(out, s->machine, s->model, &o, err) : make_elsewhere(out, s, &shape, &o, err);
     yk_shape_close(&shape);
     return st;
 }
 
-/* On this machine the devices are asked what they have; elsewhere the machine's file says it. */
-static yk_status explain(char **text, size_t *n, const yk_plan *plan, const yk_shape *shape, const yk_plan_subject *s,
-                         const yk_plan_limits *l, yk_error *err)
+/* Limits to show a plan against: those of the engine where all its devices are here, else as far as plan and machine file tell. */
+static yk_status limits_to_show(yk_plan_limits *l, const yk_plan *plan, const yk_shape *shape, const yk_plan_subject *s,
+                                const yk_engine_opts *o, yk_error *err)
 {
-    if (s->machine || !s->model)
-        return yk_plan_explain_text(plan, shape, s->machine, l, text, n, err);
-    YK_TRY(yk_plan_explain(plan, s->model, NULL, s->opts, NULL, 0, n, err));
-    char *p = yk_alloc(YK_MEM_PLAN, *n + 1, 1);
-    if (!p)
-        return yk_fail_memory(err, *n + 1, "the explanation of a plan");
-    const yk_status st = yk_plan_explain(plan, s->model, NULL, s->opts, p, *n + 1, n, err);
-    if (st == YK_OK)
-        *text = p;
-    else
-        yk_free(p);
-    return st;
-}
-
-static yk_status draw_text(char **text, size_t *n, const yk_plan *plan, const yk_shape *shape, const yk_plan_subject *s,
-                           const yk_plan_limits *l, bool colour, yk_error *err)
-{
-    yk_text t = {0};
-    char *words = NULL, *strips = NULL;
-    yk_status st = explain(&words, n, plan, shape, s, l, err);
-    if (st == YK_OK)
-        st = yk_plan_strips(plan, shape, colour, &strips, n, err);
-    if (st == YK_OK) {
-        yk_text_put(&t, "%s\n%s", words, strips);
-        st = yk_text_take(&t, text, n, "the text of a plan", err);
+    if (s->model) {
+        bool here = true;
+        if (s->machine)
+            YK_TRY(all_here(&here, s->machine, o, err));
+        if (here)
+            YK_TRY(yk_auto_plan_limits(l, plan, s->model, o, err));
+        if (here && l->n_devices == plan->n_devices)
+            return YK_OK;
     }
-    yk_free(words);
-    yk_free(strips);
-    return st;
+    limits_of(l, plan, shape, s, o);
+    for (uint32_t i = 0; i < plan->n_devices && !s->machine;
+         i++) { /* without a machine the plan's own figures are the limits */
+        yk_plan_device_limit *d = &l->devices[l->n_devices++];
+        const uint64_t *m = plan->memory[1 + i];
+        memcpy(d->name, plan->devices[i], sizeof d->name);
+        for (int c = 0; c < YK_MEM_N_CLASSES; c++)
+            d->budget_bytes += m[c] == YK_PLAN_NO_CEILING ? 1ull << 50 : m[c];
+        d->activation_bytes = m[YK_MEM_ACTIVATION] == YK_PLAN_NO_CEILING ? 0 : m[YK_MEM_ACTIVATION];
+        d->runtime_bytes = m[YK_MEM_RUNTIME] == YK_PLAN_NO_CEILING ? 0 : m[YK_MEM_RUNTIME];
+    }
+    return YK_OK;
 }
 
 yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *s, yk_plan_form form, char *buf, size_t capacity,
@@ -187,22 +175,13 @@ yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *s, yk_plan_fo
     size_t n = 0;
     options_of(&o, s);
     YK_TRY(open_shape(&shape, s, err));
-    limits_of(&l, plan, &shape, s, &o);
-    for (uint32_t i = 0; i < plan->n_devices && !s->machine;
-         i++) { /* without a machine the plan's own figures are the limits */
-        yk_plan_device_limit *d = &l.devices[l.n_devices++];
-        memcpy(d->name, plan->devices[i], sizeof d->name);
-        for (int c = 0; c < YK_MEM_N_CLASSES; c++)
-            d->budget_bytes += plan->memory[1 + i][c] == YK_PLAN_NO_CEILING ? 1ull << 50 : plan->memory[1 + i][c];
-        d->activation_bytes =
-            plan->memory[1 + i][YK_MEM_ACTIVATION] == YK_PLAN_NO_CEILING ? 0 : plan->memory[1 + i][YK_MEM_ACTIVATION];
-        d->runtime_bytes = plan->memory[1 + i][YK_MEM_RUNTIME] == YK_PLAN_NO_CEILING ? 0 : plan->memory[1 + i][YK_MEM_RUNTIME];
-    }
-    yk_status st = yk_plan_check(plan, &shape, &l, err);
+    const bool colour = form == YK_PLAN_TERMINAL && !(yk_env_no_color() && *yk_env_no_color());
+    yk_status st = limits_to_show(&l, plan, &shape, s, &o, err);
+    if (st == YK_OK)
+        st = yk_plan_check(plan, &shape, &l, err);
     if (st == YK_OK)
         st = form == YK_PLAN_SVG ? yk_plan_svg(plan, &shape, s->machine, &l, &text, &n, err)
-                                 : draw_text(&text, &n, plan, &shape, s, &l,
-                                             form == YK_PLAN_TERMINAL && !(yk_env_no_color() && *yk_env_no_color()), err);
+                                 : yk_plan_explain_text(plan, &shape, s->machine, &l, colour, &text, &n, err);
     if (st == YK_OK)
         yk_text_out(text, n, buf, capacity, n_bytes);
     yk_free(text);

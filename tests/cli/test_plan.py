@@ -86,6 +86,10 @@ def test_plan():
     assert re.search(r' on cpu \+ null:0, .*null:0 is the CPU itself', r.err), r
     explained = good(*[a for a in BASE if a != '-q'], '--plan', file, '--explain')
     assert explained.out == expected and text.splitlines()[0] in explained.err, explained
+    made = good(*[a for a in BASE if a != '-q'], '--device', 'null', '--explain')  # on this machine, measured and kept
+    for words in ('reads ', 'decode is bound by ', 'why not (modelled, tok/s)', 'this plan', 'whole layers (-ngl', 'best -ncmoe', 'CPU only'):
+        assert made.out == expected and words in made.err, (words, made)
+        assert words in good(*PLAN).out, words
     whole = good(*[a for a in BASE if a != '-q'], '--device', 'null', '--no-auto-partition')
     assert whole.out == expected and 'everything on null:0' in whole.err, whole
     refused(4, ['null:0', 'budget of 4194304'], *BASE, '--device', 'null', '--no-auto-partition', '--vram-budget', '4M')
@@ -218,6 +222,10 @@ def test_files_that_cannot_be_written():
     r = subprocess.run(['sh', '-c', 'ulimit -f 2; exec "$@"', 'sh', PROGRAM, *base, '--trace', trace], capture_output=True, timeout=60)
     assert r.returncode == 1 and b'trace' in r.stderr and r.stdout.decode() == expected, r
     assert not glob.glob(trace + '*')
+    for flag in ('--trace', '--logits'):
+        refused(2, [flag + ' FILE'], *base, flag, '-', cwd=path('.'))
+    refused(2, ['-o FILE'], 'synth', '--shape', 'llama-1b', '-o', '-', cwd=path('.'))
+    assert not os.path.exists(path('-'))
 
 
 def test_pipes():

@@ -24,12 +24,53 @@ PLAN = ('plan', '-q', '--shape', shape('qwen3-30b-a3b'), '--machine', machine('r
 def test_text():
     text = good(*PLAN).out
     assert re.match(r'plan [0-9a-f]{16}: qwen3-30b-a3b, 48 layers', text), text
-    assert 'cuda:0' in text and '\x1b' not in text and 'is bound by' in text, text
+    assert 'cuda:0' in text and '\x1b' not in text, text
+    for words in (r'^decode   \d+\.\d tok/s \(modelled\) at depth 0, .* at 4096$', r'^  decode is bound by CPU reads: \d+ % of the token \(',
+                  r'^  prefill is bound by the link: \d+ % of the time \(', r'^  10 GB/s more of memory bandwidth would give \d+\.\d tok/s \(\+\d+ %\)',
+                  r'^  10 GB/s more of the link would give \d+ tok/s \(\+\d+ %\)', r'^why not \(modelled, tok/s\) .* depth 2048, prompt 512$'):
+        assert re.search(words, text, re.M), (words, text)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100 and [y for y in lines if y != y.rstrip()] == [], text
+    assert len(lines) <= 36 and next(i for i, y in enumerate(lines) if y.startswith('layers')) <= 26, text
     for name in ('this plan', 'whole layers (-ngl', '-cmoe', 'best -ncmoe', 'cache of', "Fiddler's rule", 'streamed', 'CPU only'):
         assert name in text, (name, text)
-    assert re.search(r'^0(-\d+)? .* [Gc>]{36}  [Gc>]{36}$', text, re.M), text
+    assert re.search(r'^(\d+ of )?\d+-\d+ +cuda:0 +[Gc>]{24} +\d+ +\d+ +\d+ +[Gc>]{24} +\d+ +\d+ +\d+$', text, re.M), text
     assert good('plan', '-q', '-m', shape('qwen3-30b-a3b'), *PLAN[4:]).out == text
     assert good(*PLAN).out == text
+
+
+def figures(text):
+    """Shares of each line of the table of layers, of decode and prefill; shares in brackets after "is bound by"."""
+    for y in text.splitlines():
+        row = re.search(r'[Gc>]{24} +(\d+) +(\d+) +(\d+) +[Gc>]{24} +(\d+) +(\d+) +(\d+)$', y)
+        if row:
+            yield [int(x) for x in row.groups()[:3]]
+            yield [int(x) for x in row.groups()[3:]]
+        if ' is bound by ' in y:
+            yield [int(x) for x in re.findall(r'(\d+) %', y)]
+
+
+def test_figures():
+    """No exponents, shares add up to 100, no line is too long: for all machines, and models of all kinds."""
+    for m in sorted(os.listdir(os.path.join(ROOT, 'partition/machines'))):
+        for s in ('llama2-70b', 'qwen3-235b-a22b', 'gpt-oss-20b'):
+            text = good('plan', '-q', '--shape', shape(s), '--machine', machine(m[:-5])).out
+            assert not re.search(r'\d\.?\d*e[+-]\d|nan|inf\b', text), text
+            rows = list(figures(text))
+            assert len(rows) >= 4 and all(sum(r) == 100 for r in rows), (rows, text)
+            assert max(map(len, text.splitlines())) <= 100 and len(text.splitlines()) <= 42, text
+
+
+def test_too_little_memory():
+    big = ('plan', '-q', '--shape', shape('qwen3-235b-a22b'), '--machine', machine('rtx-3060ti-pcie3x4'))
+    words = ' '.join(good(*big).out.split())
+    need, ram, most = re.search(r'RAM is too small: it has (\d+\.\d) GiB, this takes (\d+\.\d) .* use weights of at most (\d+\.\d) GiB', words).group(2, 1, 3)
+    assert float(ram) == 64 and float(need) > 120 and 60 < float(most) < 72, words
+    assert 'RAM is too small' in json.loads(good(*big, '-o', 'json').out)['note']
+    assert 'RAM is too small' in good(*big, '-o', 'svg').out and 'RAM is too small' not in good(*PLAN).out
+    note = ' '.join(good(*PLAN, '--vram-budget', '100M').out.split())
+    least = re.search(r'the budget of cuda:0, 100.0 MiB, holds nothing .*; from (\d+) MiB it would help', note).group(1)
+    assert 'times as fast as the CPU alone' in good(*PLAN, '--vram-budget', least + 'M').out
 
 
 def test_json():
@@ -50,6 +91,11 @@ def test_svg():
         texts = [t.firstChild.data for t in root.getElementsByTagName('text') if t.firstChild]
         assert root.tagName == 'svg' and any('modelled' in t for t in texts), texts
         assert len(root.getElementsByTagName('rect')) > 3 * 36
+        assert not any(re.search(r'\de[+-]\d', t) for t in texts), texts
+        for t in root.getElementsByTagName('text'):  # nothing runs out of the picture: wide letters have two thirds of their size
+            size = {'t': 15, 'h': 12, 's': 11, 'in': 9, 'on': 9, 'f': 10}[t.getAttribute('class')]
+            text = t.firstChild.data if t.firstChild else ''
+            assert float(t.getAttribute('x')) + len(text) * size * 0.62 < 960, text
         assert 'script' not in svg and 'href' not in svg
     good('plan', '-q', '-m', MODEL, '--machine', machine('rtx-4090-desktop'), '-o', 'svg')
     assert 'cuda:0' in good('plan', '-q', '-m', MODEL, '--machine', machine('rtx-4090-desktop')).out
@@ -60,7 +106,8 @@ def test_refusals():
     refused(2, ['--shape', 'keep one'], *PLAN, '-m', MODEL)
     refused(2, ['--type'], 'plan', '-m', MODEL, '--type', 'F16')
     refused(2, ['Q17'], *PLAN, '--type', 'Q17')
-    refused(2, ['cuda:7'], *PLAN, '--device', 'cuda:7')
+    refused(2, ['--device cuda:7', "machine's file describes cuda:0"], *PLAN, '--device', 'cuda:7')
+    refused(2, ['--device cuda', 'describes no device but the CPU'], *PLAN[:4], '--machine', machine('ddr4-cpu-only'), '--device', 'cuda')
     refused(3, ['shape.name'], 'plan', '--shape', machine('rtx-4090-desktop'), '--machine', machine('rtx-4090-desktop'))
     refused(3, ['absent.json'], 'plan', '--shape', 'absent.json', '--machine', machine('rtx-4090-desktop'))
 
