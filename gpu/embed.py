@@ -3,6 +3,7 @@
 
   embed.py text OUT FILE...   OUT: the texts as strings and a table of kernels (name, text, kinds of arguments)
   embed.py host OUT FILE...   OUT: the kernels as C functions and a table of them with unpacked arguments
+  embed.py rows OUT FILE...   OUT: only the table of kernels (name, kinds of arguments)
 
 The first FILE is the dialect. A file that holds no kernel belongs to all files after it. A file that asks for YK_ONLY has a kernel for each weight type, named
 ..._TYPE; each is a text of its own, so that a device compiles what it runs. Kinds of arguments: m memory, u u32, f f32.
@@ -60,7 +61,7 @@ def main():
         own = kernels(text, macros)
         if form == 'host':
             lines.append('#include "gpu/kernels/%s"' % os.path.basename(path))
-        else:
+        elif form == 'text':
             lines.append('static const char text_%s[] =\n%s;' % (stem, quoted(text)))
         if not own:
             common = common + [stem]
@@ -80,6 +81,9 @@ def main():
             lines.append('static void call_%s(const yk_host_arg *a)\n{\n    %s(%s);\n}' % (name, name, args))
         lines.append('static const yk_host_kernel host_kernels[] = {')
         lines += ['    {"%s", "%s", call_%s},' % (name, kinds, name) for name, _, kinds in table]
+    elif form == 'rows':
+        lines.append('static const struct kernel_row {\n    const char *name;\n    const char *kinds;\n} kernel_rows[] = {')
+        lines += ['    {"%s", "%s"},' % (name, kinds) for name, _, kinds in table]
     else:
         for stem, parts in texts:
             lines.append('static const char *const parts_%s[] = {%s};' % (stem, ', '.join(parts)))

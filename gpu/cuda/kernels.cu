@@ -1,4 +1,4 @@
-/* compile_check.cu - nvcc accepts the kernel texts (compiled only, never run: no GPU is needed). */
+/* kernels.cu - the kernel texts (gpu/kernels) for nvcc: all of them are one module. gpu/cuda/compile.py makes the fat binary. */
 #include "gpu/kernels/dialect.k.h"
 #include "gpu/kernels/norm.k.h"
 #include "gpu/kernels/attention.k.h"
