@@ -15,6 +15,7 @@
 #include "gpu/kernels.h"
 #include "gpu/modules.h"
 #include "src/base/clock.h"
+#include "src/engine/auto.h"
 
 static yk_modules *modules;
 static const yk_device_table *t;
@@ -307,6 +308,23 @@ static void test_lost(void **state)
     t->close(gpu);
 }
 
+/* Where OpenCL has the same card, `auto` takes CUDA's. */
+static void test_doubles(void **state)
+{
+    (void)state;
+    yk_device_info list[] = {
+        {.backend = "cuda", .name = "cuda:0", .description = "NVIDIA A", .usable = true},
+        {.backend = "cuda", .name = "cuda:1", .description = "NVIDIA A", .usable = true},
+        {.backend = "opencl", .name = "opencl:0", .description = "NVIDIA A", .usable = true},
+        {.backend = "opencl", .name = "opencl:1", .description = "Intel B", .usable = true},
+    };
+    static const bool want[] = {false, false, true, false};
+    for (uint32_t i = 0; i < 4; i++)
+        assert_int_equal(yk_device_is_double(list, 4, i), want[i]);
+    list[0].usable = list[1].usable = false; /* CUDA cannot use it */
+    assert_false(yk_device_is_double(list, 4, 2));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -318,6 +336,7 @@ int main(void)
         cmocka_unit_test(test_full_queue),
         cmocka_unit_test(test_shared_registration),
         cmocka_unit_test(test_lost),
+        cmocka_unit_test(test_doubles),
     };
     unsetenv("YOKE_CUDA_HOLD");
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -166,7 +166,7 @@ static void add_device(choice *c, const yk_device_info *d)
         memcpy(c->need.devices[c->need.n_devices++], d->name, YK_DEVICE_NAME);
 }
 
-/* Devices to plan for: the named one, or all with silicon of their own. */
+/* Devices to plan for: the named one, or all with silicon of their own, each once. */
 static yk_status find_devices(choice *c, yk_error *err)
 {
     uint32_t index;
@@ -180,7 +180,7 @@ static yk_status find_devices(choice *c, yk_error *err)
         return YK_OK;
     }
     for (uint32_t i = 0; i < c->n_list; i++)
-        if (c->list[i].usable && !c->list[i].same_silicon)
+        if (c->list[i].usable && !c->list[i].same_silicon && !yk_device_is_double(c->list, c->n_list, i))
             add_device(c, &c->list[i]);
     return YK_OK;
 }

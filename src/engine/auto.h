@@ -33,6 +33,8 @@ const char *yk_device_null_options(const char *name);
 yk_status yk_device_list(yk_device_info *out, uint32_t capacity, uint32_t *n, const char *null_options, yk_error *err);
 /* Row of the device `name` ("opencl": the first of the backend). YK_ERR_USAGE says why it cannot be used. */
 yk_status yk_device_find(const yk_device_info *list, uint32_t n, const char *name, uint32_t *index, yk_error *err);
+/* The device is a card that a better backend of the list has as well (OpenCL's name of a usable CUDA device): it is used only when it is named. */
+bool yk_device_is_double(const yk_device_info *list, uint32_t n, uint32_t index);
 
 enum { YK_DEVICE_LIST = 32 };
 

@@ -82,3 +82,12 @@ yk_status yk_device_find(const yk_device_info *list, uint32_t n, const char *nam
                        in_backend);
     return yk_fail(err, YK_ERR_USAGE, "device %s: unknown backend; see yoke devices", name);
 }
+
+bool yk_device_is_double(const yk_device_info *list, uint32_t n, uint32_t index)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (list[i].usable && strcmp(list[i].backend, "cuda") == 0 && strcmp(list[index].backend, "opencl") == 0 &&
+            strcmp(list[i].description, list[index].description) == 0)
+            return true;
+    return false;
+}

@@ -264,7 +264,7 @@ yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_e
     if (st == YK_OK && !all && (st = yk_device_find(list, n, o->device, &index, err)) == YK_OK)
         memcpy(need.devices[need.n_devices++], list[index].name, YK_DEVICE_NAME);
     for (uint32_t i = 0; st == YK_OK && all && i < n; i++)
-        if (list[i].usable && need.n_devices < YK_MAX_DEVICES)
+        if (list[i].usable && !yk_device_is_double(list, n, i) && need.n_devices < YK_MAX_DEVICES)
             memcpy(need.devices[need.n_devices++], list[i].name, YK_DEVICE_NAME);
     yk_free(list);
     return st == YK_OK ? measure(out, &need, err) : st;

@@ -435,12 +435,15 @@ CUresult cuModuleLoadData(CUmodule *out, const void *image)
     END
 }
 
+/* Of a lost context too: it goes with it. */
 CUresult cuModuleUnload(CUmodule m)
 {
-    BEGIN
+    pthread_mutex_lock(&fake_lock);
+    const CUresult e = fake_call();
     fake_taken -= m->bytes;
     free(m);
-    END
+    pthread_mutex_unlock(&fake_lock);
+    return e;
 }
 
 CUresult cuModuleGetFunction(CUfunction *out, CUmodule m, const char *name)
