@@ -163,8 +163,6 @@ static bool faster_link(yk_cost *c)
         return false;
     c->link_s_per_byte = 1 / rate;
     c->back_s_per_byte = fmin(c->back_s_per_byte, 1 / rate);
-    if (c->shared_rate > 0) /* not measured: what the link takes the CPU loses */
-        c->overlap_cpu_rate = fmax(read - rate, read / 10);
     return true;
 }
 
