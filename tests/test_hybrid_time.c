@@ -26,10 +26,13 @@ static const struct plan_case {
     double vram, cpu; /* bytes/s */
     enum yk_trace_lane longest;
     double cpu_beside_gpu, link_beside_gpu; /* at least this share of the lane's work lies beside the GPU's */
+    uint32_t tokens;                        /* of a step; 0: 1, and the sequence grows */
 } cases[] = {
     {"mostly-gg", 100e9, 40e9, YK_TRACE_GPU, 0.8, 0},
     {"cc-gg", 100e9, 40e9, YK_TRACE_GPU, 0.8, 0},
-    {"cg-prefetch", 300e9, 80e9, YK_TRACE_UP, 0.5, 0.5},
+    {"cg-prefetch", 300e9, 80e9, YK_TRACE_UP, 0.5, 0.5, 0},
+    /* Nothing is on the device: attention, its KV and the FFN are copied. */
+    {"attn-prefill", 60e9, 80e9, YK_TRACE_GPU, 0, 0.8, 64},
 };
 
 static int fail(const char *what, const char *text)
@@ -110,7 +113,7 @@ static double look_at(const yk_trace *t, const struct plan_case *c, uint32_t ste
         len[i] = length(&s[i]);
         longest = len[i] > len[longest] ? i : longest;
     }
-    const double cpu = overlap(&s[YK_TRACE_CPU], &s[YK_TRACE_GPU]) / len[YK_TRACE_CPU];
+    const double cpu = len[YK_TRACE_CPU] > 0 ? overlap(&s[YK_TRACE_CPU], &s[YK_TRACE_GPU]) / len[YK_TRACE_CPU] : 0;
     const double link = overlap(&s[YK_TRACE_UP], &s[YK_TRACE_GPU]) / len[YK_TRACE_UP], ratio = wall_ns / len[longest];
     printf("%-12s step %u: %.3f ms; cpu %.3f, gpu %.3f, link %.3f, back %.3f ms; %.3f of %s; %.0f %% of cpu and %.0f %% of "
            "link beside gpu\n",
@@ -123,20 +126,33 @@ static double look_at(const yk_trace *t, const struct plan_case *c, uint32_t ste
     return ratio;
 }
 
+/* Copies of a kind in a step. */
+static uint32_t copies(const yk_trace *t, uint32_t step, enum yk_trace_lane lane, const char *op)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < yk_trace_count(t); i++) {
+        const yk_trace_rec *rec = yk_trace_get(t, i);
+        n += rec->step == step && rec->lane == lane && strcmp(rec->op, op) == 0;
+    }
+    return n;
+}
+
 /* ---- a plan ------------------------------------------------------------------------------------------------------------------------------ */
 
 static int steps(yk_engine *e, const struct plan_case *c, uint32_t n_vocab)
 {
     yk_error err = {0};
     yk_seq *seq;
-    int32_t token = 5;
+    int32_t tokens[64] = {5, 6, 7};
     if (yk_seq_open(&seq, e, &err) != YK_OK)
         return fail(c->name, err.text);
     double best = INFINITY;
     int seen = 0;
     uint32_t i = 0;
     for (; i < N_STEPS || (i < MAX_STEPS && (seen < N_STEPS / 2 || !(best <= LIMIT))); i++) { /* other programs only make steps longer */
-        const yk_batch_entry b = {seq, &token, 1, i ? YK_LOGITS_NONE : YK_LOGITS_LAST};
+        const yk_batch_entry b = {seq, tokens, c->tokens ? c->tokens : 1, i ? YK_LOGITS_NONE : YK_LOGITS_LAST};
+        if (c->tokens && i > 1 && yk_seq_truncate(seq, c->tokens, &err) != YK_OK) /* always at the same depth */
+            return fail(c->name, err.text);
         const uint64_t from = yk_now_ns();
         if (yk_decode(e, &b, 1, &err) != YK_OK)
             return fail(c->name, err.text);
@@ -152,6 +168,10 @@ static int steps(yk_engine *e, const struct plan_case *c, uint32_t n_vocab)
         best = ratio > 0 && ratio < best ? ratio : best;
     }
     yk_seq_close(&seq);
+    if (c->tokens &&
+        (copies(e->trace, 0, YK_TRACE_UP, "kv") != 0 || copies(e->trace, 1, YK_TRACE_UP, "kv") != N_LAYERS ||
+         copies(e->trace, 0, YK_TRACE_DOWN, "kv") != N_LAYERS || copies(e->trace, 1, YK_TRACE_UP, "attn") != N_LAYERS))
+        return fail(c->name, "attention and KV are not copied once a layer");
     if (seen < N_STEPS / 2)
         return fail(c->name, "lanes do not overlap as the plan lets them");
     if (!(best <= LIMIT))
@@ -185,7 +205,7 @@ static int test_plan(const yk_model *m, const struct plan_case *c, const char *f
     o.plan = &plan;
     o.device = device;
     o.threads = 2;
-    o.context = 64;
+    o.context = 128;
     o.trace_path = trace;
     if (yk_engine_open(&e, m, &o, &err) != YK_OK)
         return fail(c->name, err.text);

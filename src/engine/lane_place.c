@@ -286,6 +286,7 @@ static yk_status place_run(placer *p, uint32_t layer, const yk_slice *s, uint32_
         } else {
             YK_TRY(append(p, &pp->slabs[b], &pp->n_slabs[b], sizeof slab, &slab));
             p->e->places[layer].dev_part[b] = true;
+            p->e->places[layer].copied_part[b] |= slab.host != NULL;
         }
     }
     return YK_OK;

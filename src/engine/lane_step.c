@@ -413,7 +413,9 @@ static yk_status enqueue_attention(run *r, uint32_t layer)
     if (!copied)
         return YK_OK;
     YK_TRY(kv_down(r, layer, slot));
-    return fill_ahead(r, layer, false);
+    /* The slots are free for the next layer at once when this one's FFN needs none. */
+    const bool next = !pl->copied_part[r->step->bucket];
+    return fill_ahead(r, layer + next, next);
 }
 
 /* What the device sent becomes the result of the stages that would have computed it. */
@@ -528,10 +530,10 @@ static yk_status fill_ahead(run *r, uint32_t layer, bool attention)
 {
     yk_gpulane *l = r->l;
     const yk_engine *e = r->e;
-    if (layer >= e->model->hp.n_layers || (attention && l->n_ahead))
+    if (layer >= e->model->hp.n_layers)
         return YK_OK;
     const yk_layer_place *pl = &e->places[layer];
-    if (attention && !pl->attn_dev && yk_attn_on_device(r->step, layer))
+    if (attention && l->n_ahead < YK_LANE_SLOTS && !pl->attn_dev && yk_attn_on_device(r->step, layer))
         YK_TRY(fill_one_ahead(r, &pl->attn_copy, layer));
     const yk_part_place *pp = &pl->parts[0];
     const uint32_t n = e->model->layers[layer].moe ? 0 : pp->n_slabs[r->step->bucket];

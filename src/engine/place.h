@@ -63,6 +63,7 @@ typedef struct yk_layer_place {
     yk_gpu_mem kv;
     yk_part_place *parts; /* [experts + shared, or 1] */
     bool cpu_part[YK_N_BUCKETS], dev_part[YK_N_BUCKETS]; /* which lanes have FFN work in a bucket */
+    bool copied_part[YK_N_BUCKETS];                      /* does some of it need a staging slot? */
 } yk_layer_place;
 
 
