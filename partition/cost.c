@@ -125,14 +125,14 @@ const char *yk_bound_name(yk_bound b)
     return names[b];
 }
 
-/* What the CPU does between the products of attention and around it: stages, and the rows they pass on (input with norm, q with k and v, o's input,
- * residual with norm). */
+/* What the CPU does between the products of attention and around it: stages, and the rows they pass on (sum and norm before attention and before
+ * the FFN, q with k and v, o's input). */
 static double between_s(const yk_cost *c, const yk_shape_layer *y, double n)
 {
     const yk_shape *p = c->shape;
     const double heads = (2.0 * p->n_heads + 2.0 * p->n_kv_heads) * p->head_dim;
     const int stages = y->router.bytes ? STAGES_ATTN + STAGES_ROUTER : STAGES_ATTN;
-    return stages * c->cpu.stage_s + 4 * n * (2.0 * p->n_embd + heads) * c->cpu.row_s_per_byte;
+    return stages * c->cpu.stage_s + 4 * n * (4.0 * p->n_embd + heads) * c->cpu.row_s_per_byte;
 }
 
 double yk_cost_attn(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool device)

@@ -19,7 +19,6 @@ enum {
     AGAIN_MS = 100,
     CYCLES = 4,
     PREFILL_TOKENS = 64, /* steps of so many are cut as prompts are */
-    ROWS_TOKENS = YK_PROFILE_TOKENS,
     CANARY_BYTES = 128 << 20
 };
 
@@ -222,7 +221,10 @@ static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *e
 static yk_status pass_rows(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
     const yk_profile_cpu *cpu = it->lane;
-    return cpu->rows(cpu->self, (uint32_t)(x + 0.5), out, err);
+    YK_TRY(cpu->rows(cpu->self, (uint32_t)(x + 0.5), out, err));
+    if (x < 2)
+        out->x = YK_PROFILE_ROW_STAGES;
+    return YK_OK;
 }
 
 /* Where there are many tokens the fixed cost does not count, and one size tells the rate. */
@@ -244,7 +246,7 @@ static yk_item *product_item(yk_profile_run *r, const yk_profile_work *w)
     it->down = w->down;
     it->n_x = many ? 1 : 2;
     it->proportional = many;
-    it->x[0] = many ? 4 * unit : unit;
+    it->x[0] = many && !w->down ? 4 * unit : many ? 8 * unit : unit;
     it->x[1] = 8 * unit;
     it->least = unit / 16;
     it->weight = w->n_tokens > 8 ? 2 : 1;
@@ -293,24 +295,26 @@ static bool add_attention(yk_profile_run *r, yk_fit fits[2][YK_HEAD_DIMS])
     return true;
 }
 
-static bool add_rows(yk_profile_run *r, yk_fit *to)
+/* Stages with one row each, whose time is that of a stage (fit: stages a second), and with many. */
+static bool add_rows(yk_profile_run *r, yk_fit *stage, yk_fit *rows)
 {
-    yk_item *it = r->cpu->rows ? yk_profile_item(r, "cpu.rows") : NULL;
-    if (!it)
-        return !r->cpu->rows;
-    it->pass = pass_rows;
-    it->lane = (void *)r->cpu;
-    it->n_x = 2;
-    it->x[0] = 1;
-    it->x[1] = ROWS_TOKENS;
-    it->fixed = true;
-    it->to = to;
+    for (int k = 0; k < 2 && r->cpu->rows; k++) {
+        yk_item *it = yk_profile_item(r, k ? "cpu.rows" : "cpu.stage");
+        if (!it)
+            return false;
+        it->pass = pass_rows;
+        it->lane = (void *)r->cpu;
+        it->n_x = 1;
+        it->x[0] = k ? YK_PROFILE_TOKENS : 1;
+        it->fixed = it->proportional = true;
+        it->to = k ? rows : stage;
+    }
     return true;
 }
 
 /* What is not taken from fits as they are. */
 typedef struct cpu_fits {
-    yk_fit few[YK_TYPE_LIMIT][YK_PROMPT_POINTS], down[YK_TYPE_LIMIT][YK_DOWN_POINTS], attention[2][YK_HEAD_DIMS], rows;
+    yk_fit few[YK_TYPE_LIMIT][YK_PROMPT_POINTS], down[YK_TYPE_LIMIT][YK_DOWN_POINTS], attention[2][YK_HEAD_DIMS], stage, rows;
 } cpu_fits;
 
 static bool add_product(yk_profile_run *r, const yk_profile_work *w, yk_fit *to)
@@ -380,7 +384,7 @@ static void take_steps(yk_rates *rates, const cpu_fits *f)
         for (uint32_t i = 0; i < YK_DOWN_POINTS; i++)
             rates->down[t][i] = f->down[t][i].per_s;
     }
-    rates->stage_ns = f->rows.ns / YK_PROFILE_ROW_STAGES;
+    rates->stage_ns = f->stage.per_s > 0 ? 1e9 / f->stage.per_s : 0;
     rates->row_bytes_per_s = f->rows.per_s;
 }
 
@@ -405,7 +409,7 @@ static void take_cpu(yk_machine *m)
 static yk_status measure_cpu(yk_profile_run *r, yk_error *err)
 {
     cpu_fits *fits = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *fits);
-    bool room = fits && add_reads(r) && add_attention(r, fits->attention) && add_rows(r, &fits->rows);
+    bool room = fits && add_reads(r) && add_attention(r, fits->attention) && add_rows(r, &fits->stage, &fits->rows);
     for (uint32_t t = 0; room && t < 2 * YK_TYPE_LIMIT; t++) {
         const yk_type type = (yk_type)(t % YK_TYPE_LIMIT);
         if (r->o->types[type] && r->cpu->has(r->cpu->self, type))

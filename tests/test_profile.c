@@ -147,7 +147,7 @@ static yk_status model_rows(void *self, uint32_t n, yk_pass *out, yk_error *err)
 {
     (void)err;
     const double x = 4.0 * YK_PROFILE_ROW_STAGES * YK_PROFILE_COLS * n;
-    return model_pass(self, x, YK_PROFILE_ROW_STAGES * MODEL_STAGE + x * 1e9 / MODEL_ROWS, out);
+    return model_pass(self, x, n == 1 ? YK_PROFILE_ROW_STAGES * MODEL_STAGE : x * 1e9 / MODEL_ROWS, out);
 }
 
 static yk_status model_attach(void *self, const yk_device_table *t, yk_gpu *gpu)
