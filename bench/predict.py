@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What yoke plan predicts from a fresh profile against what yoke bench measures, on the CPU, in turns; medians and ratios, as CSV.
 
-  predict.py --yoke YOKE [-t 2] [-p 512] [-n 32] [-d 0] [-r 3] [--full] [--csv FILE] MODEL.gguf...
+  predict.py --yoke YOKE [-t 2] [-p 512] [-n 32] [-d 0] [-r 3] [-s SECONDS] [--full] [--csv FILE] MODEL.gguf...
 
 Each round profiles the machine with the model's types, has the planner predict from that profile alone, and measures; so a machine that slows down moves
 both. Prompts are computed in one chunk. ratio: the median of predicted over measured of each round. FILE is appended to when it is there.
+With -s no model is begun that would not be done in so many seconds, counted by the longest so far.
 """
 import argparse
 import csv
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 
 def call(args):
@@ -64,15 +66,19 @@ def main():
     ap.add_argument('-n', '--gen', type=int, default=32)
     ap.add_argument('-d', '--depth', type=int, default=0)
     ap.add_argument('-r', '--rounds', type=int, default=3)
+    ap.add_argument('-s', '--seconds', type=float, default=float('inf'))
     ap.add_argument('--full', action='store_true', help='the full profile instead of the quick one')
     ap.add_argument('--csv')
     args = ap.parse_args()
-    rounds = {}
+    rounds, longest, begin = {}, {}, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(args.rounds):
-            for model in args.models:
-                for test, predicted, measured, noisy in one_round(args, model, folder):
-                    rounds.setdefault((os.path.basename(model), test), []).append((predicted, measured, predicted / measured, noisy))
+        for model in args.models * args.rounds:
+            start = time.monotonic()
+            if start - begin + longest.get(model, 0) > args.seconds:
+                continue
+            for test, predicted, measured, noisy in one_round(args, model, folder):
+                rounds.setdefault((os.path.basename(model), test), []).append((predicted, measured, predicted / measured, noisy))
+            longest[model] = max(longest.get(model, 0), time.monotonic() - start)
     rows = []
     for (model, test), v in sorted(rounds.items()):
         middle = [statistics.median(x[i] for x in v) for i in range(3)]

@@ -644,7 +644,7 @@ static void resolve_prompt(yk_curve *c, const double prompt[YK_PROMPT_POINTS], c
     add_point(c, 1, bucket[YK_B_1]);
     for (int b = YK_B_4; b < YK_B_PREFILL && bucket_tokens[b] < prompt_tokens[first]; b++)
         if (first > 1)
-            add_point(c, bucket_tokens[b], bucket[b]);
+            add_point(c, bucket_tokens[b], fmin(bucket[b], 1 / prompt[first])); /* a bucket may be a guess */
     for (int i = first; i < YK_PROMPT_POINTS; i++)
         if (prompt[i] > 0)
             add_point(c, prompt_tokens[i], 1 / prompt[i]);

@@ -628,6 +628,48 @@ static void check_example_by_hand(void **state)
     yk_shape_close(&s);
 }
 
+/* What only a measured CPU's file has: products in prompts, down, heads, stages and rows. One layer of four experts. */
+static void check_cpu_by_hand(void **state)
+{
+    (void)state;
+    static const char shape[] =
+        "{\"format\": 1, \"name\": \"example\", \"n_layers\": 1, \"n_embd\": 4096, \"n_heads\": 32, \"n_kv_heads\": 8, \"head_dim\": 64,"
+        "\"n_vocab\": 4096, \"n_ctx_train\": 4096, \"n_experts\": 4, \"n_used\": 2, \"n_expert_ff\": 1024}";
+    static const char machine[] =
+        "{\"format\": 1, \"cpu\": {\"threads\": 8, \"memory_bytes\": 1000000000, \"read_bytes_per_s\": 50e9, \"fixed_ns\": 3000,"
+        "\"attention_flops_per_s\": 1e9, \"product_bytes_per_s\": {\"F16\": {\"1\": 40e9}, \"F32\": {\"1\": 40e9}}, \"stage_ns\": 2000,"
+        "\"row_bytes_per_s\": 3e9, \"attention_by_head\": {\"64\": {\"kv_bytes_per_s\": 20e9, \"flops_per_s\": 100e9}},"
+        "\"prompt_bytes_per_s\": {\"F16\": {\"64\": 10e9, \"128\": 8e9, \"512\": 2e9}}, \"down_bytes_per_s\": {\"F16\": {\"1\": 30e9, \"512\": 1.5e9}}}}";
+    const double attn = 2.0 * 4096 * (2048 + 512 + 512 + 2048), router = 4.0 * 4 * 4096, mat = 2.0 * 4096 * 1024, head = 2.0 * 4096 * 4096;
+    const double row = 4.0 * (4 * 4096 + 2 * 2048 + 2 * 512) / 3e9, ff_row = 4.0 * 1024 / 3e9, fixed = 4 * 3e-6 + 9 * 2e-6;
+    /* 100 positions of K and V; two experts; the head */
+    const double decode = fixed + row + attn / 40e9 + router / 40e9 + 100 * 2 * 512 * 2 / 20e9 +
+                          2 * (2 * mat / 40e9 + mat / 30e9 + ff_row) + 3e-6 + head / 40e9;
+    /* 256 positions on average; 256 tokens for each expert, a third of the way from 128 to 512; F32 gains nothing from more tokens; logits of one token */
+    const double at_256 = 1 / 8e9 + (1 / 2e9 - 1 / 8e9) / 3;
+    const double prefill = fixed + 512 * row + attn / 2e9 + 512 * router / 40e9 + 4.0 * 512 * 256 * 2048 / 100e9 +
+                           4 * (mat * at_256 * (2 + 2 / 1.5) + 256 * ff_row) + 3e-6 + head / 40e9;
+    yk_shape s;
+    yk_machine m;
+    yk_plan p;
+    yk_cost c;
+    yk_error err = {0};
+    if (yk_shape_read(&s, shape, strlen(shape), "F16", NULL, &err) != YK_OK || yk_machine_read(&m, machine, strlen(machine), &err) != YK_OK)
+        fail_msg("%s", err.text);
+    yk_plan_limits l = {.context = 512, .max_seqs = 1, .batch = 512, .kv_elem_bytes = 2, .kv_tokens = 512, .device = "cpu"};
+    if (yk_plan_solve(&p, &m, &s, &l, &err) != YK_OK)
+        fail_msg("%s", err.text);
+    yk_cost_init(&c, &m, -1, &s);
+    const yk_step_kind steps[] = {{.n = 1, .depth = 100, .kv_elem_bytes = 2}, {.prefill = true, .n = 512, .kv_elem_bytes = 2}};
+    for (int i = 0; i < 2; i++) {
+        const double got = yk_cost_plan(&c, &p, &steps[i], NULL), want = i ? prefill : decode;
+        if (fabs(got / want - 1) > 1e-9)
+            fail_msg("step %d: %.9g s instead of %.9g s", i, got, want);
+    }
+    yk_plan_clear(&p);
+    yk_shape_close(&s);
+}
+
 static void check_explanation(void **state)
 {
     (void)state;
@@ -726,6 +768,7 @@ int main(void)
         cmocka_unit_test(check_solver_properties), cmocka_unit_test(check_against_brute_force),
         cmocka_unit_test(check_choice_of_device),  cmocka_unit_test(check_example_by_hand),
         cmocka_unit_test(check_explanation),       cmocka_unit_test(check_attn_chunks),
+        cmocka_unit_test(check_cpu_by_hand),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
