@@ -200,13 +200,48 @@ static yk_status read_rates(const yk_jv *at, bool is_device, yk_rates *r)
                                &r->product[t][b]));
         if (prefill.v)
             YK_TRY(yk_json_f64(&prefill, tr->name, RATE_MIN, FLOPS_MAX, YK_JSON_OPTIONAL, &r->product[t][YK_B_PREFILL]));
-        if (r->read_bytes_per_s > 0 && r->product[t][0] > 2 * r->read_bytes_per_s)
-            return yk_json_fail_key(&row, "1", "%g is more than twice read_bytes_per_s (%g): a product cannot outrun memory",
-                                    r->product[t][0], r->read_bytes_per_s);
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            if (r->read_bytes_per_s > 0 && r->product[t][b] > 2 * r->read_bytes_per_s)
+                return yk_json_fail_key(&row, bucket_names[b],
+                                        "%g is more than twice read_bytes_per_s (%g): a product cannot outrun memory",
+                                        r->product[t][b], r->read_bytes_per_s);
         n++;
     }
     YK_TRY(read_fits(at, r));
     return n ? YK_OK : yk_json_fail(&products, "has no weight type; at least one is needed, for example \"Q4_0\"");
+}
+
+/* The most that was read of host memory in any way: with one thread it may be less than a link carries. */
+static double host_rate(const yk_machine *m)
+{
+    double rate = m->rates.read_bytes_per_s;
+    for (uint32_t i = 0; i < m->n_reads; i++)
+        rate = fmax(rate, m->reads[i].fit.per_s);
+    return rate;
+}
+
+/* Is a link faster than the memory at its end, or both ways at once than one? */
+static yk_status check_link(const yk_jv *link, const yk_machine *m, const yk_machine_device *d)
+{
+    const struct {
+        const char *key;
+        double rate, alone;
+    } ways[] = {{"both_to_device_bytes_per_s", d->both_to_device_bytes_per_s, d->to_device_bytes_per_s},
+                {"both_to_host_bytes_per_s", d->both_to_host_bytes_per_s,
+                 d->to_host_bytes_per_s > 0 ? d->to_host_bytes_per_s : d->to_device_bytes_per_s}};
+    const double host = host_rate(m);
+    if (!d->same_silicon && !d->shared_memory && d->to_device_bytes_per_s > SLACK * host)
+        return yk_json_fail_key(link, "to_device_bytes_per_s",
+                                "%g is faster than the memory it reads (machine.cpu.read_bytes_per_s %g)",
+                                d->to_device_bytes_per_s, host);
+    if (!d->same_silicon && !d->shared_memory && d->to_host_bytes_per_s > SLACK * host)
+        return yk_json_fail_key(link, "to_host_bytes_per_s",
+                                "%g is faster than the memory it writes (machine.cpu.read_bytes_per_s %g)",
+                                d->to_host_bytes_per_s, host);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++)
+        if (ways[i].rate > SLACK * ways[i].alone)
+            return yk_json_fail_key(link, ways[i].key, "%g is faster than copies one way (%g)", ways[i].rate, ways[i].alone);
+    return YK_OK;
 }
 
 static yk_status read_link(const yk_jv *at, const yk_machine *m, yk_machine_device *d)
@@ -223,14 +258,7 @@ static yk_status read_link(const yk_jv *at, const yk_machine *m, yk_machine_devi
     YK_TRY(yk_json_member(&link, "fits", JSON_OBJECT, YK_JSON_OPTIONAL, &fits));
     for (int i = 0; i < YK_LINK_FITS && fits.v; i++)
         YK_TRY(read_fit(&fits, link_names[i], &d->link_fit[i]));
-    const double host = m->rates.read_bytes_per_s;
-    if (!d->same_silicon && !d->shared_memory && d->to_device_bytes_per_s > SLACK * host)
-        return yk_json_fail_key(&link, "to_device_bytes_per_s",
-                                "%g is faster than the memory it reads (machine.cpu.read_bytes_per_s %g)",
-                                d->to_device_bytes_per_s, host);
-    if (d->both_to_device_bytes_per_s > SLACK * d->to_device_bytes_per_s)
-        return yk_json_fail_key(&link, "both_to_device_bytes_per_s", "%g is faster than copies one way (%g)",
-                                d->both_to_device_bytes_per_s, d->to_device_bytes_per_s);
+    YK_TRY(check_link(&link, m, d));
     YK_TRY(yk_json_member(at, "overlap", JSON_OBJECT, YK_JSON_OPTIONAL, &overlap));
     if (!overlap.v)
         return YK_OK;
@@ -241,6 +269,7 @@ static yk_status read_link(const yk_jv *at, const yk_machine *m, yk_machine_devi
     if (d->overlap_to_device_bytes_per_s > SLACK * d->to_device_bytes_per_s)
         return yk_json_fail_key(&overlap, "to_device_bytes_per_s", "%g is faster than the link alone (%g)",
                                 d->overlap_to_device_bytes_per_s, d->to_device_bytes_per_s);
+    const double host = host_rate(m);
     if (d->overlap_cpu_bytes_per_s > SLACK * host)
         return yk_json_fail_key(&overlap, "cpu_bytes_per_s", "%g is faster than memory is read without copies (%g)",
                                 d->overlap_cpu_bytes_per_s, host);
@@ -265,6 +294,9 @@ static yk_status read_device(const yk_jv *at, yk_machine *m, uint32_t index)
         if (strcmp(m->devices[i].name, d->name) == 0)
             return yk_json_fail_key(at, "name", "\"%s\" is the name of devices[%u] already", d->name, i);
     YK_TRY(yk_json_text(at, "backend", sizeof d->backend, YK_JSON_REQUIRED, d->backend));
+    const size_t n = strlen(d->backend);
+    if (strncmp(d->name, d->backend, n) != 0 || d->name[n] != ':')
+        return yk_json_fail_key(at, "backend", "\"%s\" is not the backend of \"%s\"", d->backend, d->name);
     YK_TRY(yk_json_text(at, "description", sizeof d->description, YK_JSON_OPTIONAL, d->description));
     YK_TRY(yk_json_text(at, "driver", sizeof d->driver, YK_JSON_OPTIONAL, d->driver));
     YK_TRY(yk_json_u64(at, "memory_bytes", 1, BYTES_MAX, YK_JSON_REQUIRED, &d->memory_bytes));

@@ -17,6 +17,7 @@ PLAN = ('plan', '-q', '-m', MODEL, '--device', 'null', '-c', '64', '-ub', '16')
 
 
 def write(name, value):
+    os.makedirs(os.path.dirname(path(name)), exist_ok=True)
     with open(path(name), 'w') as f:
         f.write(value if isinstance(value, str) else json.dumps(value))
     return path(name)
@@ -150,11 +151,29 @@ def test_wrong_machines():
             (['cpu'], None, 'machine.cpu: is missing'),
             (['devices', 0, 'name'], 'null', 'machine.devices[0].name'),
             (['devices', 0, 'link', 'to_device_bytes_per_s'], -1, 'machine.devices[0].link.to_device_bytes_per_s'),
-            (['cpu', 'product_bytes_per_s', 'Q4_K', '1'], 1e14, 'machine.cpu.product_bytes_per_s.Q4_K.1')):
+            (['format'], 2, 'machine.format'),
+            (['format'], None, 'machine.format: is missing'),
+            (['devices', 0, 'memory_bytes'], -5, 'machine.devices[0].memory_bytes'),
+            (['devices', 0, 'backend'], 'floppy', 'machine.devices[0].backend'),
+            (['cpu', 'product_bytes_per_s', 'Q4_K', '1'], 1e14, 'machine.cpu.product_bytes_per_s.Q4_K.1'),
+            (['cpu', 'product_bytes_per_s', 'Q4_K', '2-4'], 1e14, 'machine.cpu.product_bytes_per_s.Q4_K.2-4')):
         file = changed(machine_text, keys, value)
         for command in (PLAN, BASE):
             refused(3, [file, word], *command, '--machine', file)
     refused(3, ['directory'], *PLAN, '--machine', path('.'))
+
+
+def test_interrupted_profile():
+    """Ctrl-C keeps the file of before, and nothing beside it."""
+    old = write('kept/old.json', 'as it was')
+    for wait in (0.05, 0.5, 1):
+        p = subprocess.Popen([PROGRAM, 'profile', '--device', 'cpu', '-o', old], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(wait)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        assert p.returncode in (130, -signal.SIGINT) and out == b'', (p.returncode, out, err)  # the second: before it listened
+        with open(old) as f:
+            assert f.read() == 'as it was' and os.listdir(path('kept')) == ['old.json']
 
 
 def test_devices_that_are_not_there():

@@ -5,7 +5,7 @@ import os
 import re
 import xml.dom.minidom
 
-from harness import MODEL, good, main, refused
+from harness import MODEL, good, main, path, refused, yoke
 
 ROOT = os.environ.get('YOKE_SOURCE', '.')
 
@@ -99,6 +99,41 @@ def test_svg():
         assert 'script' not in svg and 'href' not in svg
     good('plan', '-q', '-m', MODEL, '--machine', machine('rtx-4090-desktop'), '-o', 'svg')
     assert 'cuda:0' in good('plan', '-q', '-m', MODEL, '--machine', machine('rtx-4090-desktop')).out
+
+
+def test_wrong_files():
+    """One line with the path of the key."""
+    def changed(file, keys, value):
+        with open(file) as f:
+            top = at = json.load(f)
+        for key in keys[:-1]:
+            at = at[key]
+        at[keys[-1]] = value
+        if value is None:
+            del at[keys[-1]]
+        with open(path('changed.json'), 'w') as f:
+            json.dump(top, f)
+        return path('changed.json')
+    link = ['devices', 0, 'link']
+    for keys, value, words in ((link + ['to_device_bytes_per_s'], 500e9, 'to_device_bytes_per_s: 5e+11 is faster than the memory it reads'),
+                               (link + ['to_host_bytes_per_s'], 500e9, 'to_host_bytes_per_s: 5e+11 is faster than the memory it writes'),
+                               (link + ['both_to_host_bytes_per_s'], 20e9, 'both_to_host_bytes_per_s: 2e+10 is faster than copies one way'),
+                               (link + ['to_device_bytes_per_s'], None, 'to_device_bytes_per_s: is missing'),
+                               (['devices', 0, 'backend'], 'opencl', 'backend: "opencl" is not the backend of "cuda:0"')):
+        file = changed(machine('rtx-4060-laptop'), keys, value)
+        refused(3, [file, 'machine.' + keys[0] + '[0].', words], *PLAN[:4], '--machine', file)
+    for keys, value, words in ((['format'], 2, 'format: 2 is not known'), (['n_layers'], None, 'n_layers: is missing'), (['n_embd'], -4, 'n_embd: -4 is out of'),
+                               (['n_used'], 1000, 'n_used: 1000 is out of range'), (['type'], 'Q99', 'type: "Q99" is not known'),
+                               (['n_kv_heads'], 7, 'n_kv_heads: 7 does not divide'), (['n_expert_ff'], None, 'n_expert_ff: is missing')):
+        file = changed(shape('qwen3-30b-a3b'), keys, value)
+        refused(3, [file, 'shape.' + words], 'plan', '--shape', file, *PLAN[4:])
+
+
+def test_lost_flags():
+    for flags, words in ((('-ngl', 99), '-ngl 99 lost: it takes'), (('-ot', 'exps=CUDA0', '-ncmoe', 8), '-ot exps=CUDA0 lost: it takes'),
+                         (('-nkvo', '-ot', 'blk.0.attn=CUDA0'), '-nkvo lost: -ot blk.0.attn wants'), (('-ngl', 4, '--device', 'cpu'), '-ngl 4 lost: --device cpu')):
+        r = yoke(*PLAN, *flags)
+        assert r.code in (2, 4) and r.bytes == b'' and r.err.count('\n') == 1 and words in r.err, r
 
 
 def test_refusals():
