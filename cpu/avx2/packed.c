@@ -5,7 +5,7 @@
  * vpmaddubsw multiplies unsigned codes and signed activations and adds pairs in 16 bits; such sums grow over as many groups of columns as cannot
  * overflow (`flush_of`), then one vpmaddwd makes them 32 bits wide. Codes of 8 bits and of the IQ4 table would saturate as unsigned numbers: their sign goes
  * to the activation instead (|w| times sign(a, w), at most 2 x 128 x 127 a pair).
- * Up to four tokens meet a tile as it lies in memory. More: it is expanded once to bytes and f32 scales, in L1, and meets them four by four. */
+ * Up to eight tokens meet a tile as it lies in memory, four by four. More: it is expanded once to bytes and f32 scales, in L1, which they meet. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -114,13 +114,16 @@ INLINE __m256 exponents(const uint8_t *p)
         _mm256_blendv_epi8(w, _mm256_set1_epi32(0x7fc00000), _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255))));
 }
 
-/* Lines [at, end) of what comes NEAR and FAR behind p. Addresses past the weights are harmless. */
-INLINE void prefetch(const uint8_t *p, uint32_t at, uint32_t end, bool far)
+/* Part `part` of `parts` of the lines that `bytes` take, of what comes NEAR and FAR behind p: a few at a time, because a burst waits for the
+ * few buffers of outstanding lines (docs/SPEED.md, 11). Addresses past the weights are harmless. */
+INLINE void prefetch(const uint8_t *p, uint32_t bytes, bool far, int part, int parts)
 {
-    for (uint32_t l = at & ~63u; l < (end & ~63u); l += 64) {
-        _mm_prefetch((const char *)p + NEAR + l, _MM_HINT_T0);
+    const int lines = (int)(bytes + 63) / 64;
+#pragma GCC unroll 16
+    for (int l = part * lines / parts; l < (part + 1) * lines / parts; l++) {
+        _mm_prefetch((const char *)p + NEAR + 64 * l, _MM_HINT_T0);
         if (far)
-            _mm_prefetch((const char *)p + FAR + l, _MM_HINT_T1);
+            _mm_prefetch((const char *)p + FAR + 64 * l, _MM_HINT_T1);
     }
 }
 
@@ -178,6 +181,12 @@ INLINE int flush_of(yk_type type)
     if (type == YK_TYPE_Q6_K)
         return 2;
     return has_fifth(type) || type == YK_TYPE_MXFP4 ? 4 : 8;
+}
+
+/* Bytes of a tile for each of its blocks. */
+INLINE uint32_t block_bytes(yk_type type)
+{
+    return yk_tile_of(type, YK_TILE_COLS).bytes / 8;
 }
 
 /* ---- codes and scales ---- */
@@ -277,12 +286,13 @@ INLINE void expand(yk_type type, const step *s)
     const yk_tile g = yk_tile_of(type, 32 * blocks);
     expanded *e = s->e;
     for (uint32_t b = 0; b < blocks; b++) {
-        prefetch(s->w, b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
 #pragma GCC unroll 8
-        for (int j = 0; j < 8; j++)
+        for (int j = 0; j < 8; j++) {
+            prefetch(s->w + b * block_bytes(type), block_bytes(type), true, j, 8);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++)
                 _mm256_store_si256((__m256i *)(void *)(e->q + 512 * b + 64 * j + 32 * h), codes(&f, s, &g, b, j, h));
+        }
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             const int in = LANES * h;
@@ -356,40 +366,63 @@ INLINE void start_from(yk_type type, int n, const group *a, uint32_t b0, uint32_
     }
 }
 
+/* Sums are made in the order written: gcc would make trees of them, whose parts do not fit the registers. */
+INLINE __m256i add_next(__m256i sum, __m256i v)
+{
+    sum = _mm256_add_epi16(sum, v);
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
+INLINE __m256i add_next32(__m256i sum, __m256i v)
+{
+    sum = _mm256_add_epi32(sum, v);
+    __asm__("" : "+x"(sum));
+    return sum;
+}
+
 /* Codes times activations, in 16 bits for each pair. */
 INLINE __m256i product(yk_type type, __m256i c, __m256i a)
 {
     return is_signed(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(a, c)) : _mm256_maddubs_epi16(c, a);
 }
 
-/* Integer sums of block b, or of its part 0 or 1 where half blocks have scales. */
+/* Integer sums of block b, or of its part 0 or 1 where half blocks have scales. Two groups that meet before they are widened (Q6_K) are taken together, so
+ * that their narrow sum does not wait in a register. */
 INLINE void dot_block(const form *f, const step *s, const yk_tile *g, uint32_t b, int part, const start *st,
                       __m256i sum[2][INTS])
 {
     const yk_type type = f->type;
     const int parts = type == YK_TYPE_Q6_K ? 2 : 1, first = 4 * part, end = first + 8 / parts, flush = flush_of(type);
+    const int together = flush == 2 ? 2 : 1;
     const __m256i one = _mm256_set1_epi16(1);
     __m256i narrow[2][INTS];
 #pragma GCC unroll 8
-    for (int j = first; j < end; j++) {
-        __m256i c[2];
+    for (int j = first; j < end; j += together) {
+        __m256i c[2][2];
+        if (s->fetch && !f->ready)
+            prefetch(s->w + b * block_bytes(type), block_bytes(type), true, j / together, 8 / together);
 #pragma GCC unroll 2
-        for (int h = 0; h < 2; h++)
-            c[h] = codes(f, s, g, b, j, h);
+        for (int i = 0; i < together; i++)
+#pragma GCC unroll 2
+            for (int h = 0; h < 2; h++)
+                c[i][h] = codes(f, s, g, b, j + i, h);
 #pragma GCC unroll 4
         for (int t = 0; t < f->n; t++) {
-            const __m256i a = four(s->a->q[t] + s->col + 32 * b + 4 * j);
+            const int8_t *q = s->a->q[t] + s->col + 32 * b + 4 * j;
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                const __m256i p = product(type, c[h], a);
-                narrow[h][t] = j % flush ? _mm256_add_epi16(narrow[h][t], p) : p;
-                if (j % flush != flush - 1)
+                __m256i p = product(type, c[0][h], four(q));
+                if (together == 2)
+                    p = _mm256_add_epi16(p, product(type, c[1][h], four(q + 4)));
+                narrow[h][t] = j % flush ? add_next(narrow[h][t], p) : p;
+                if ((j + together) % flush)
                     continue;
                 const __m256i wide = _mm256_madd_epi16(narrow[h][t], one);
                 if (j >= first + flush)
-                    sum[h][t] = _mm256_add_epi32(sum[h][t], wide);
+                    sum[h][t] = add_next32(sum[h][t], wide);
                 else if (offset_of(type))
-                    sum[h][t] = _mm256_add_epi32(wide, _mm256_set1_epi32(st->off[t][parts * (int)b + part]));
+                    sum[h][t] = add_next32(wide, _mm256_set1_epi32(st->off[t][parts * (int)b + part]));
                 else
                     sum[h][t] = wide;
             }
@@ -435,8 +468,6 @@ INLINE void step_low(const form *f, const step *s)
             acc[h][t] = super ? _mm256_setzero_ps() : _mm256_load_ps(y + YK_TILE_ROWS * t + LANES * h);
 #pragma GCC unroll 1
     for (uint32_t b = 0; b < blocks; b++) {
-        if (s->fetch)
-            prefetch(s->w, b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; part++) {
             __m256i sum[2][INTS];
@@ -504,14 +535,14 @@ INLINE void step_two(const form *f, const step *s)
 #pragma GCC unroll 1
     for (uint32_t b = 0; b < 8; b++) {
         __m256i all[2][INTS];
-        if (s->fetch)
-            prefetch(s->w, b * (g.bytes / 8), (b + 1) * (g.bytes / 8), true);
 #pragma GCC unroll 2
         for (int part = 0; part < 2; part++) {
             __m256i sum[2][INTS];
 #pragma GCC unroll 4
             for (int j = 4 * part; j < 4 * part + 4; j++) {
                 __m256i c[2];
+                if (s->fetch && !f->ready)
+                    prefetch(s->w + b * block_bytes(type), block_bytes(type), true, j, 8);
 #pragma GCC unroll 2
                 for (int h = 0; h < 2; h++)
                     c[h] = codes(f, s, &g, b, j, h);
@@ -522,7 +553,7 @@ INLINE void step_two(const form *f, const step *s)
                     for (int h = 0; h < 2; h++) {
                         const __m256i p = _mm256_maddubs_epi16(c[h], v);
                         if (j % 4)
-                            sum[h][t] = _mm256_add_epi16(sum[h][t], p);
+                            sum[h][t] = add_next(sum[h][t], p);
                         else
                             sum[h][t] = mins ? p : _mm256_add_epi16(p, _mm256_set1_epi32(st.off[t][2 * (int)b + part]));
                     }
@@ -557,61 +588,77 @@ INLINE void step_two(const form *f, const step *s)
         finish(f, s, &g, h, acc[h], m[h]);
 }
 
-/* Column 2 * pair + odd of 8 rows. */
-INLINE __m256 column(yk_type type, const uint8_t *w, size_t pair, int odd, int h)
+/* The even or odd one of two columns, of 8 rows. */
+INLINE __m256 column(yk_type type, const uint8_t *w, int odd, int h)
 {
     if (type == YK_TYPE_F32)
-        return _mm256_load_ps((const float *)(const void *)(w + 128 * pair + 64 * odd + 32 * h));
+        return _mm256_load_ps((const float *)(const void *)(w + 64 * odd + 32 * h));
     if (type == YK_TYPE_F16)
-        return halves(w + 64 * pair + 32 * odd + 16 * h);
-    const __m256i both = load(w + 64 * pair + 32 * h);
-    return _mm256_castsi256_ps(odd ? _mm256_and_si256(both, _mm256_set1_epi32((int)0xffff0000u)) : _mm256_slli_epi32(both, 16));
+        return halves(w + 32 * odd + 16 * h);
+    const __m256i even = _mm256_sll_epi32(load(w + 32 * h), _mm_cvtsi32_si128(odd ? 0 : 16));
+    return _mm256_castsi256_ps(_mm256_and_si256(even, _mm256_set1_epi32((int)0xffff0000u)));
+}
+
+/* sum[half][token] += one column x activations. */
+INLINE void add_column(const form *f, const uint8_t *w, int odd, const float *const *x, size_t k, __m256 (*sum)[FLOATS])
+{
+    const __m256 v[2] = {column(f->type, w, odd, 0), column(f->type, w, odd, 1)};
+#pragma GCC unroll 6
+    for (int t = 0; t < f->n; t++) {
+        const __m256 a = _mm256_broadcast_ss(x[t] + k + odd);
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++)
+            sum[h][t] = _mm256_fmadd_ps(v[h], a, sum[h][t]);
+    }
 }
 
 /* F32, F16, BF16: one column of 16 rows meets one broadcast activation; even and odd columns are summed apart. From four tokens on they are taken one after
  * the other, because the sums of both do not fit the registers. */
 INLINE void step_float(const form *f, const step *s)
 {
-    const yk_type type = f->type;
-    const int n = f->n, passes = n > 3 ? 2 : 1;
-    const uint32_t bytes = type == YK_TYPE_F32 ? 128 : 64; /* of two columns */
+    const int n = f->n;
+    const uint32_t bytes = f->type == YK_TYPE_F32 ? 128 : 64; /* of two columns */
     const float *x[FLOATS];
-    __m256 acc[2][2][FLOATS];
+    __m256 all[2][2][FLOATS]; /* [even, odd][half][token] */
 #pragma GCC unroll 6
-    for (int t = 0; t < n; t++) {
+    for (int t = 0; t < n; t++)
         x[t] = s->a->x[t] + s->col;
-        acc[0][0][t] = acc[0][1][t] = acc[1][0][t] = acc[1][1][t] = _mm256_setzero_ps();
-    }
-#pragma GCC unroll 2
-    for (int pass = 0; pass < passes; pass++)
-        for (uint32_t k = 0; k < s->n_cols; k += 2) {
-            if (s->fetch && pass == 0)
-                prefetch(s->w, k / 2 * bytes, (k / 2 + 1) * bytes, false);
-#pragma GCC unroll 2
-            for (int odd = 0; odd < 2; odd++) {
-                if (passes == 2 && odd != pass)
-                    continue;
-                if (k + (uint32_t)odd == s->n_cols)
-                    break;
-                __m256 v[2];
-#pragma GCC unroll 2
-                for (int h = 0; h < 2; h++)
-                    v[h] = column(type, s->w, k / 2, odd, h);
-#pragma GCC unroll 6
-                for (int t = 0; t < n; t++) {
-                    const __m256 a = _mm256_broadcast_ss(x[t] + k + odd);
-#pragma GCC unroll 2
-                    for (int h = 0; h < 2; h++)
-                        acc[odd][h][t] = _mm256_fmadd_ps(v[h], a, acc[odd][h][t]);
-                }
-            }
+    if (n <= 3) {
+#pragma GCC unroll 3
+        for (int t = 0; t < n; t++)
+            all[0][0][t] = all[0][1][t] = all[1][0][t] = all[1][1][t] = _mm256_setzero_ps();
+        for (size_t k = 0; k < s->n_cols; k += 2) {
+            const uint8_t *w = s->w + k / 2 * bytes;
+            if (s->fetch)
+                prefetch(w, bytes, false, 0, 1);
+            add_column(f, w, 0, x, k, all[0]);
+            if (k + 1 < s->n_cols)
+                add_column(f, w, 1, x, k, all[1]);
         }
+    } else {
+#pragma GCC unroll 1
+        for (int odd = 0; odd < 2; odd++) {
+            __m256 sum[2][FLOATS];
+            const uint8_t *w = s->w;
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++)
+                sum[0][t] = sum[1][t] = _mm256_setzero_ps();
+            for (size_t k = 0; k + (size_t)odd < s->n_cols; k += 2, w += bytes) {
+                if (s->fetch && !odd)
+                    prefetch(w, bytes, false, 0, 1);
+                add_column(f, w, odd, x, k, sum);
+            }
+#pragma GCC unroll 6
+            for (int t = 0; t < n; t++)
+                all[odd][0][t] = sum[0][t], all[odd][1][t] = sum[1][t];
+        }
+    }
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++)
 #pragma GCC unroll 6
         for (int t = 0; t < n; t++) {
             float *at = s->y + YK_TILE_ROWS * (s->a->at + (uint32_t)t) + LANES * h;
-            _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), _mm256_add_ps(acc[0][h][t], acc[1][h][t])));
+            _mm256_store_ps(at, _mm256_add_ps(_mm256_load_ps(at), _mm256_add_ps(all[0][h][t], all[1][h][t])));
         }
 }
 
@@ -702,7 +749,7 @@ static void panel_groups(const yk_matmul_packed *m, const steps *st, const uint8
 {
     for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS) {
         const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
-        const bool ready = st->expand && n_groups > 1;
+        const bool ready = st->expand && n_groups > (is_q2(st->type) ? 1u : 2u);
         step s = {w, e, cols, c, groups, y, !ready};
         if (ready)
             st->expand(&s);
