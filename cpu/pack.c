@@ -599,7 +599,7 @@ static void leave(uint8_t *out, const uint8_t *tile, uint32_t n)
 #endif
 }
 
-/* The next tile's part of each row: 16 streams are more than some prefetchers follow. */
+/* Part of 16 rows, soon needed: 16 streams are more than some prefetchers follow. */
 static void fetch(const uint8_t *f, uint64_t row_bytes, uint64_t part)
 {
     for (uint32_t r = 0; r < YK_TILE_ROWS; r++)
@@ -640,25 +640,41 @@ static void unpack_tile(yk_type type, const uint8_t *tile, uint8_t *f, uint64_t 
         memcpy(f + r * row_bytes, s->rows + part * r, part);
 }
 
-void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols,
-             uint8_t *out)
+/* A unit's tiles of the panel whose first row is f, at the unit's first column; `next`: what is read behind the last one. */
+static void pack_panel(yk_type type, const uint8_t *f, uint64_t row_bytes, uint32_t n_rows, uint32_t n_cols, const uint8_t *next, scratch *s,
+                       uint8_t *out)
+{
+    for (uint32_t k = 0; k < n_cols; k += YK_TILE_COLS) {
+        const uint32_t cols = n_cols - k < YK_TILE_COLS ? n_cols - k : YK_TILE_COLS;
+        const uint64_t part = file_bytes(type, cols);
+        fetch(k + YK_TILE_COLS < n_cols ? f + part : next, row_bytes, part);
+        pack_tile(type, f, row_bytes, n_rows, cols, s, out);
+        f += part;
+        out += yk_tile_bytes(type, cols);
+    }
+}
+
+void yk_pack_units(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, const yk_pack_run *run, uint8_t *out)
 {
     scratch s;
-    rows += file_bytes(type, col0);
-    for (uint32_t r = 0; r < n_rows; r += YK_TILE_ROWS) {
+    const uint64_t width = file_bytes(type, run->n_cols), panel = yk_panel_bytes(type, run->n_cols);
+    rows += file_bytes(type, run->col0);
+    for (uint32_t r = 0; r < n_rows; r += YK_TILE_ROWS, rows += YK_TILE_ROWS * row_bytes, out += panel) {
         const uint32_t n = n_rows - r < YK_TILE_ROWS ? n_rows - r : YK_TILE_ROWS;
-        for (uint32_t k = 0; k < n_cols; k += YK_TILE_COLS) {
-            const uint32_t cols = n_cols - k < YK_TILE_COLS ? n_cols - k : YK_TILE_COLS;
-            const uint8_t *f = rows + r * row_bytes + file_bytes(type, k);
-            const uint64_t part = file_bytes(type, cols);
-            fetch(f + part, row_bytes, part);
-            pack_tile(type, f, row_bytes, n, cols, &s, out);
-            out += yk_tile_bytes(type, cols);
+        for (uint32_t u = 0; u < run->n_units; u++) {
+            const uint8_t *next = u + 1 < run->n_units ? rows + (u + 1) * width : rows + YK_TILE_ROWS * row_bytes;
+            pack_panel(type, rows + u * width, row_bytes, n, run->n_cols, next, &s, out + u * run->unit_stride);
         }
     }
 #if defined(__SSE2__)
     _mm_sfence(); /* streamed bytes are seen by whoever sees what is stored after this */
 #endif
+}
+
+void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols, uint8_t *out)
+{
+    const yk_pack_run run = {.col0 = col0, .n_cols = n_cols, .n_units = 1};
+    yk_pack_units(type, rows, row_bytes, n_rows, &run, out);
 }
 
 void yk_unpack(yk_type type, const uint8_t *packed, uint32_t n_rows, uint32_t n_cols, uint8_t *rows, uint64_t row_bytes)

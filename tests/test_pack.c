@@ -377,6 +377,37 @@ static void test_levels(void **s)
 #endif
 }
 
+/* Units beside each other in one pass are the units one by one; a last one that has a narrower tile. */
+static void test_units(void **s)
+{
+    (void)s;
+    enum { ROWS = 35, UNITS = 3 };
+    for (int t = 0; t < N_TYPES; t++) {
+        const uint32_t block = yk_type_get((uint32_t)types[t])->block_elems;
+        for (uint32_t unit = 256; unit <= 288; unit += 32) {
+            if (unit % block)
+                continue;
+            const uint32_t cols = (UNITS + 1) * unit;
+            uint64_t row_bytes = 0;
+            assert_true(yk_type_row_bytes(types[t], cols, &row_bytes));
+            const uint64_t bytes = yk_packed_bytes(types[t], ROWS, unit), stride = bytes + 64;
+            uint8_t *file = bytes_new(row_bytes * ROWS, true), *one = bytes_new(bytes, false), *all = bytes_new(stride * UNITS, false);
+            memset(all, 0xa5, stride * UNITS);
+            const yk_pack_run run = {unit, unit, UNITS, stride};
+            yk_pack_units(types[t], file, row_bytes, ROWS, &run, all);
+            for (uint32_t u = 0; u < UNITS; u++) {
+                yk_pack(types[t], file, row_bytes, ROWS, (u + 1) * unit, unit, one);
+                assert_memory_equal(one, all + u * stride, bytes);
+                for (uint32_t i = 0; i < 64; i++)
+                    assert_int_equal(all[u * stride + bytes + i], 0xa5);
+            }
+            free(file);
+            free(one);
+            free(all);
+        }
+    }
+}
+
 /* Prints what packing costs; no limit is tested, because a busy machine would decide. */
 static void bench(void)
 {
@@ -411,7 +442,7 @@ int main(int argc, char **argv)
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layout), cmocka_unit_test(test_columns), cmocka_unit_test(test_panels),
-        cmocka_unit_test(test_sizes),  cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_sizes),  cmocka_unit_test(test_levels),  cmocka_unit_test(test_units),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

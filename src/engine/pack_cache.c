@@ -75,7 +75,12 @@ static void list_part(yk_pack_cache *c, const yk_ffn_part *f, yk_cache_entry e)
     for (uint32_t u = 0; u < f->cut.n; u++) {
         e.first = u;
         e.n = 1;
-        e.bytes = yk_slab_of(f, u, 1).unit_bytes;
+        const yk_slab s = yk_slab_of(f, u, 1);
+        e.what = YK_CACHE_PAIRS;
+        e.bytes = s.down_at;
+        append(c, &e);
+        e.what = YK_CACHE_DOWN;
+        e.bytes = s.unit_bytes - s.down_at;
         append(c, &e);
     }
 }
@@ -98,7 +103,7 @@ static void list_all(yk_pack_cache *c)
             const yk_ffn_part f = yk_ffn_part_of(l, p);
             *first_of(c, i, YK_CACHE_HEAD + p) = yk_ffn_can_pack(&f) ? c->head.n_entries : YK_CACHE_NONE;
             if (yk_ffn_can_pack(&f))
-                list_part(c, &f, (yk_cache_entry){.layer = i, .what = YK_CACHE_PART, .part = p});
+                list_part(c, &f, (yk_cache_entry){.layer = i, .part = p});
         }
     }
     *first_of_head(c) = yk_pack_form(&m->output) ? c->head.n_entries : YK_CACHE_NONE;
@@ -419,11 +424,11 @@ uint32_t yk_pack_cache_matrix(const yk_pack_cache *c, const yk_weight *w, uint32
     return first && *first != YK_CACHE_NONE ? *first + row0 / yk_pack_rows_at_once(w) : YK_CACHE_NONE;
 }
 
-uint32_t yk_pack_cache_unit(const yk_pack_cache *c, const yk_weight *gate, uint32_t part, uint32_t unit)
+uint32_t yk_pack_cache_unit(const yk_pack_cache *c, const yk_weight *gate, uint32_t part, uint32_t unit, bool down)
 {
     const uint32_t layer = layer_of(c, gate);
     const uint32_t first = layer < c->model->hp.n_layers ? *first_of(c, layer, YK_CACHE_HEAD + part) : YK_CACHE_NONE;
-    return first == YK_CACHE_NONE ? YK_CACHE_NONE : first + unit;
+    return first == YK_CACHE_NONE ? YK_CACHE_NONE : first + YK_CACHE_PER_UNIT * unit + down;
 }
 
 const yk_cache_entry *yk_pack_cache_entry(const yk_pack_cache *c, uint32_t entry)

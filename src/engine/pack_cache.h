@@ -7,7 +7,7 @@
  *   table    yk_cache_entry for each piece: which weights, where, how long, its checksum (yk_crc32c_block)
  *   data     from data_at on, a multiple of 4096; the pieces in the order of the table, without gaps
  *
- * A piece is what the packer does at once: some panels of a matrix, or a cut unit of an FFN part. Everything but checksums follows from the model, so
+ * A piece is some panels of a matrix, as many as the packer does at once, the pairs of panels of a cut unit, or its tiles of `down`. Everything but checksums follows from the model, so
  * header and table have to be what the model says to the byte; otherwise, or when a piece has another checksum, the weights are packed from the
  * model. The file is written while the weights are packed and appears under its name when it is complete. Nothing here makes an engine fail, but
  * a lack of memory for the table. */
@@ -28,7 +28,8 @@ typedef struct yk_cache_header {
     uint32_t table_crc, header_crc; /* header_crc: of all before it */
 } yk_cache_header;
 
-enum { YK_CACHE_Q, YK_CACHE_K, YK_CACHE_V, YK_CACHE_O, YK_CACHE_ROUTER, YK_CACHE_HEAD, YK_CACHE_PART };
+enum { YK_CACHE_Q, YK_CACHE_K, YK_CACHE_V, YK_CACHE_O, YK_CACHE_ROUTER, YK_CACHE_HEAD, YK_CACHE_PAIRS, YK_CACHE_DOWN };
+enum { YK_CACHE_PER_UNIT = 2 }; /* entries: pairs, down */
 
 typedef struct yk_cache_entry {
     uint32_t layer, what; /* YK_CACHE_*; the head belongs to the layer behind the last */
@@ -47,8 +48,8 @@ enum { YK_CACHE_NONE = UINT32_MAX }; /* no entry */
 yk_status yk_pack_cache_open(yk_pack_cache **out, const yk_model *m, uint32_t n_parts, const char *dir, yk_error *err);
 /* Entry that holds row row0 of a matrix of the model (not a copy of it); its first row. YK_CACHE_NONE: it has none. */
 uint32_t yk_pack_cache_matrix(const yk_pack_cache *c, const yk_weight *w, uint32_t row0);
-/* Entry of a cut unit of FFN part `part` of the layer whose gate matrix this is. */
-uint32_t yk_pack_cache_unit(const yk_pack_cache *c, const yk_weight *gate, uint32_t part, uint32_t unit);
+/* Entry of a cut unit of FFN part `part` of the layer whose gate matrix this is; that of the next unit is YK_CACHE_PER_UNIT behind it. */
+uint32_t yk_pack_cache_unit(const yk_pack_cache *c, const yk_weight *gate, uint32_t part, uint32_t unit, bool down);
 /* From any thread: the bytes of an entry to `out`; false: they are not there or not right, `out` may hold anything. */
 bool yk_pack_cache_get(yk_pack_cache *c, uint32_t entry, uint8_t *out);
 /* From any thread: write an entry, where the cache is being written. The same bytes may be given again. */

@@ -7,7 +7,12 @@
 #include "src/engine/pack_cache.h"
 #include "src/engine/stages.h"
 
-enum { PANELS = 64 << 10, FLUSH_BYTES = 64 << 20, ALIGN = 64 };
+enum {
+    PANELS = 64 << 10,
+    UNITS = 4, /* cut units of `down` at once: their columns of a row lie beside each other, 144 bytes a unit in Q4_K */
+    FLUSH_BYTES = 64 << 20,
+    ALIGN = 64
+};
 
 /* ---- geometry ------------------------------------------------------------------------------------------------------------------------ */
 
@@ -43,7 +48,8 @@ static void pack_rows(const yk_pack_item *it)
     yk_pack(it->w->type, yk_weight_row(it->w, 0, it->row0), it->w->row_bytes, it->n_rows, 0, it->w->n_cols, it->out);
 }
 
-static void pack_unit(const yk_pack_item *it)
+/* The pairs of panels of a cut unit. */
+static void pack_pairs(const yk_pack_item *it)
 {
     const yk_ffn_part *f = &it->part;
     const yk_slab *s = &it->unit;
@@ -53,7 +59,13 @@ static void pack_unit(const yk_pack_item *it)
         yk_pack(f->gate->type, yk_weight_row(f->gate, f->mat, s->u0 + r), f->gate->row_bytes, n, 0, f->gate->n_cols, pair);
         yk_pack(f->up->type, yk_weight_row(f->up, f->mat, s->u0 + r), f->up->row_bytes, n, 0, f->up->n_cols, pair + s->up_at);
     }
-    yk_pack(f->down->type, yk_weight_row(f->down, f->mat, 0), f->down->row_bytes, f->down->n_rows, s->u0, s->unit, it->out + s->down_at);
+}
+
+static void pack_downs(const yk_pack_item *it)
+{
+    const yk_weight *w = it->part.down;
+    const yk_pack_run run = {it->unit.u0, it->unit.unit, it->unit.n_units, it->unit.unit_bytes};
+    yk_pack_units(w->type, yk_weight_row(w, it->part.mat, 0), w->row_bytes, w->n_rows, &run, it->out);
 }
 
 /* A slice that is computed twice writes the same bytes twice; nobody reads them before all workers are out. */
@@ -62,13 +74,21 @@ static void run_item(const yk_stage *st, uint32_t slice, yk_worker *w)
     (void)w;
     const yk_packer *p = st->arg;
     const yk_pack_item *it = &p->items[slice];
-    if (yk_pack_cache_get(p->e->cache, it->entry, it->out))
+    yk_pack_cache *c = p->e->cache;
+    const uint32_t n = c && it->down ? it->unit.n_units : 1;
+    uint32_t have = 0;
+    while (have < n && yk_pack_cache_get(c, it->entry + YK_CACHE_PER_UNIT * have, it->out + have * it->unit.unit_bytes))
+        have++;
+    if (have == n)
         return;
     if (it->w)
         pack_rows(it);
+    else if (it->down)
+        pack_downs(it);
     else
-        pack_unit(it);
-    yk_pack_cache_put(p->e->cache, it->entry, it->out);
+        pack_pairs(it);
+    for (uint32_t i = 0; c && i < n; i++)
+        yk_pack_cache_put(c, it->entry + YK_CACHE_PER_UNIT * i, it->out + i * it->unit.unit_bytes);
 }
 
 /* ---- collecting ----------------------------------------------------------------------------------------------------------------------- */
@@ -97,10 +117,12 @@ static void release_item(const yk_packer *p, const yk_pack_item *it)
         yk_pack_release(m, it->w, 0, it->row0, it->n_rows);
         return;
     }
-    yk_pack_release(m, it->part.gate, it->part.mat, it->unit.u0, it->unit.unit);
-    yk_pack_release(m, it->part.up, it->part.mat, it->unit.u0, it->unit.unit);
-    if (it->unit.u0 + it->unit.unit == it->part.cut.width) /* the last unit to read its rows */
+    if (!it->down) {
+        yk_pack_release(m, it->part.gate, it->part.mat, it->unit.u0, it->unit.unit);
+        yk_pack_release(m, it->part.up, it->part.mat, it->unit.u0, it->unit.unit);
+    } else if (it->unit.u0 + it->unit.unit * it->unit.n_units == it->part.cut.width) { /* the last units to read its rows */
         yk_pack_release(m, it->part.down, it->part.mat, 0, it->part.down->n_rows);
+    }
 }
 
 static yk_status tell(yk_packer *p, uint64_t bytes, yk_error *err)
@@ -157,13 +179,29 @@ yk_status yk_packer_add_matrix(yk_packer *p, const yk_weight *w, uint8_t *out, y
     return YK_OK;
 }
 
+/* n consecutive units of a slab from the i-th on: their `down`, or (one unit) their pairs. */
+static yk_status add_units(yk_packer *p, const yk_pack_item *slab, uint32_t i, uint32_t n, bool down, yk_error *err)
+{
+    yk_pack_item it = *slab;
+    const yk_slab *s = &slab->unit;
+    it.down = down;
+    it.unit.u0 += i * s->unit;
+    it.unit.n_units = n;
+    it.out += i * s->unit_bytes + (down ? s->down_at : 0);
+    it.entry = YK_CACHE_NONE;
+    if (p->e->cache)
+        it.entry = yk_pack_cache_unit(p->e->cache, it.part.gate, it.part.index, it.unit.u0 / it.part.cut.unit, down);
+    return add(p, &it, n * (down ? s->unit_bytes - s->down_at : s->down_at), err);
+}
+
 yk_status yk_packer_add_slab(yk_packer *p, const yk_ffn_part *f, const yk_slab *slab, uint8_t *out, yk_error *err)
 {
-    for (uint32_t i = 0; i < slab->n_units; i++) {
-        yk_pack_item it = {.part = *f, .unit = *slab, .out = out + i * slab->unit_bytes};
-        it.unit.u0 += i * slab->unit;
-        it.entry = p->e->cache ? yk_pack_cache_unit(p->e->cache, f->gate, f->index, it.unit.u0 / f->cut.unit) : YK_CACHE_NONE;
-        YK_TRY(add(p, &it, slab->unit_bytes, err));
+    const yk_pack_item it = {.part = *f, .unit = *slab, .out = out};
+    for (uint32_t i = 0; i < slab->n_units; i += UNITS) {
+        const uint32_t n = slab->n_units - i < UNITS ? slab->n_units - i : UNITS;
+        for (uint32_t k = i; k < i + n; k++)
+            YK_TRY(add_units(p, &it, k, 1, false, err));
+        YK_TRY(add_units(p, &it, i, n, true, err));
     }
     return YK_OK;
 }
@@ -336,7 +374,8 @@ static yk_status put_missing(yk_packer *p, const yk_cache_entry *c, yk_error *er
     if (!out)
         return yk_fail_memory(err, c->bytes, "a piece of the pack cache");
     yk_pack_item it = {.out = out, .entry = (uint32_t)(c - yk_pack_cache_entry(p->e->cache, 0))};
-    if (c->what == YK_CACHE_PART) {
+    if (c->what >= YK_CACHE_PAIRS) {
+        it.down = c->what == YK_CACHE_DOWN;
         it.part = yk_ffn_part_of(&m->layers[c->layer], c->part);
         it.unit = yk_slab_of(&it.part, c->first, 1);
     } else {
