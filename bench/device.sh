@@ -54,7 +54,7 @@ need_gpu() {
     line=$("$yoke" devices 2>>"$log" | grep -A 2 '^cuda')
     case "$line" in
         cuda:0*) echo "$line" >>"$log" ;;
-        *) die "$1 needs a GPU: ${line:-yoke devices says nothing of cuda}" ;;
+        *) die "$1 needs a GPU: ${line%%$'\n'*}" ;;
     esac
 }
 
@@ -244,7 +244,9 @@ while [ $# -gt 0 ]; do
         kernels) do_kernels ;;
         bench) do_bench ;;
         hybrid)
-            [ "${1:-}" = --cell ] && [ $# -ge 2 ] || die "hybrid needs --cell MODEL:BUDGET"
+            if [ "${1:-}" != --cell ] || [ $# -lt 2 ]; then
+                die "hybrid needs --cell MODEL:BUDGET"
+            fi
             do_hybrid "$2"
             shift 2
             ;;

@@ -4,7 +4,7 @@
  * be forgotten then. Memory that is {0} is absent: optional arguments are marked so. Strides are elements (floats, or blocks of
  * 32 for rounded rows) unless they say bytes; a stride is that of rows (tokens). `n` is the number of tokens; with n 0 nothing
  * is to be launched. No argument may overlap another one's output, except where said. Offsets are multiples of the element's
- * size, 4 for rounded activations, 64 for packed weights. */
+ * size, 16 for rounded activations, 64 for packed weights. */
 #ifndef YK_GPU_KERNELS_H
 #define YK_GPU_KERNELS_H
 
