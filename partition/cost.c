@@ -198,15 +198,34 @@ static double share_memory(double rate, const yk_load *load, double tc, double t
     return more_of(0, slow - 1) * less_of(tc, tg);
 }
 
-yk_cost_side yk_cost_side_of(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool device)
+yk_attn yk_cost_attn_of(const yk_plan_layer *layer, const yk_step_kind *step)
 {
-    return (yk_cost_side){device, yk_cost_attn(c, layer, step, device), (double)yk_shape_attn_bytes(&c->shape->layers[layer])};
+    if (layer->attn_home != YK_HOST)
+        return YK_ATTN_DEVICE;
+    return yk_plan_attn_on_device(layer, step->prefill, step->n) ? YK_ATTN_COPIED : YK_ATTN_HOST;
 }
 
-double yk_cost_layer(const yk_cost *c, uint32_t layer, const yk_step_kind *step, bool attn_on_device, const yk_load *load,
+yk_cost_side yk_cost_side_of(const yk_cost *c, uint32_t layer, const yk_step_kind *step, yk_attn attn)
+{
+    const bool device = attn != YK_ATTN_HOST;
+    yk_cost_side side = {.device = device,
+                         .copied = attn == YK_ATTN_COPIED,
+                         .s = yk_cost_attn(c, layer, step, device),
+                         .bytes = (double)yk_shape_attn_bytes(&c->shape->layers[layer])};
+    if (!side.copied)
+        return side;
+    const double kv = (double)yk_shape_kv_bytes(c->shape, step->kv_elem_bytes), before = kv * step->depth;
+    side.kv_up_s = step->depth ? c->link_s + before * c->link_s_per_byte : 0;
+    side.kv_down_s = c->link_s + kv * step->n * c->back_s_per_byte;
+    side.up_bytes = side.bytes + before;
+    side.up_s = c->link_s + side.bytes * c->link_s_per_byte + side.kv_up_s;
+    return side;
+}
+
+double yk_cost_layer(const yk_cost *c, uint32_t layer, const yk_step_kind *step, yk_attn place, const yk_load *load,
                      double bound[YK_BOUND_N])
 {
-    const yk_cost_side attn = yk_cost_side_of(c, layer, step, attn_on_device);
+    const yk_cost_side attn = yk_cost_side_of(c, layer, step, place);
     return yk_cost_join(c, step, &attn, load, bound);
 }
 
@@ -296,20 +315,21 @@ static void play(const yk_pair *pair, score *s)
     play_cpu(pair, s, INFINITY);
 }
 
-/* The copies of a layer: seconds of those known early and of those known after the router, of two of all (there are two slots);
+/* The copies of a layer: seconds of those known early and of those known after the router, of one and of two (there are two slots);
  * of the last product, with the rows' way back. */
 typedef struct copies {
-    double early, late, two, last, reads, rows;
+    double early, late, one, two, last, reads, rows;
 } copies;
 
-static copies copies_of(const yk_cost *c, const yk_load *load, double back)
+static copies copies_of(const yk_cost *c, const yk_cost_side *attn, const yk_load *load, double back)
 {
     const double n = load->early_copies + load->late_copies;
     copies p = {.early = load->early_bytes * c->link_s_per_byte + load->early_copies * c->link_s,
                 .late = load->late_bytes * c->link_s_per_byte + load->late_copies * c->link_s};
     p.two = n > 2 ? (p.early + p.late) * 2 / n : p.early + p.late;
     p.last = load->cg_s / more_of(1, n) + back;
-    p.reads = (load->early_bytes + load->late_bytes) / (p.early + p.late);
+    p.one = (p.early + p.late) / more_of(1, n);
+    p.reads = (load->early_bytes + load->late_bytes + attn->up_bytes) / (p.early + p.late + attn->up_s);
     return p;
 }
 
@@ -335,6 +355,26 @@ static double play_copies(const yk_cost *c, const yk_cost_side *attn, const copi
     return s->link_end + rows + (product ? p->last : 0);
 }
 
+/* The same with attention that is copied: it has one of the two slots until it has ended, so only the first copy of the FFN goes
+ * beside it, the second with its end; the next layer's attention follows the last one. The one place for KV takes turns, too. */
+static double play_attn_copies(const yk_cost *c, const yk_cost_side *attn, const copies *p, score *s, double resident_end)
+{
+    const double rest = p->early - p->two, up = attn->up_s;
+    const bool ffn = p->early > 0;
+    s->link[0] = (piece){ffn ? p->one : up, 0, false};
+    if (rest > 0) {
+        s->link[1] = (piece){p->two - p->one, 0, true};
+        s->link[2] = (piece){rest + up, resident_end + p->last, true};
+    } else if (ffn)
+        s->link[1] = (piece){p->early - p->one + up, 0, true};
+    play(&c->pair, s);
+    /* Rows go first, where they meet copies. */
+    const double cpu_end = s->cpu_ends[1], copied = s->link_end - up;
+    const double next = s->link_end + (s->link_end > cpu_end ? p->rows : 0);
+    const double product = ffn ? copied + (copied > cpu_end ? p->rows : 0) + p->last : 0;
+    return more_of(more_of(next, product), attn->s + attn->kv_up_s + attn->kv_down_s);
+}
+
 double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *load,
                     double bound[YK_BOUND_N])
 {
@@ -348,13 +388,14 @@ double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_si
     score s = {.cpu = {{.s = ta}, {.s = tc, .from = lag}}, .cpu_ends = {ta, ta + lag + tc}};
     double link_end = 0;
     const bool early = !(load->late_bytes > 0);
-    if (load->early_bytes + load->late_bytes > 0) {
-        copies p = copies_of(c, load, device ? 0 : back);
+    if (load->early_bytes + load->late_bytes > 0 || attn->copied) {
+        copies p = copies_of(c, attn, load, device ? 0 : back);
         s.cpu_reads[0] = device || !(ta > 0) ? 0 : attn->bytes / ta;
         s.cpu_reads[1] = cpu_any ? load->cpu_bytes / tc : 0;
         s.link_reads = p.reads;
         p.rows = cpu_any || !device ? rows_bytes(c, step) * c->link_s_per_byte : 0;
-        link_end = play_copies(c, attn, &p, &s, load->gg_s + fixed + (device ? 0 : there));
+        const double resident_end = load->gg_s + fixed + (device ? 0 : there);
+        link_end = attn->copied ? play_attn_copies(c, attn, &p, &s, resident_end) : play_copies(c, attn, &p, &s, resident_end);
     }
     const double shared = share_memory(c->same_memory_rate, load, s.cpu_ends[1] - s.cpu_ends[0] - lag, tg);
     const double cpu_end = s.cpu_ends[1] + shared + cpu_tail, gpu_end = s.cpu_ends[0] + tg + shared + gpu_hand;
@@ -551,10 +592,10 @@ void yk_cost_experts(const yk_cost *c, yk_experts *e, const yk_shape_layer *laye
     }
 }
 
-static double finish(adder *a, uint32_t layer, bool device, double bound[YK_BOUND_N])
+static double finish(adder *a, uint32_t layer, yk_attn place, double bound[YK_BOUND_N])
 {
     flush(a);
-    const yk_cost_side attn = yk_cost_side_of(a->c, layer, a->step, device);
+    const yk_cost_side attn = yk_cost_side_of(a->c, layer, a->step, place);
     if (!(a->experts.n[0] + a->experts.n[1] + a->experts.n[2]))
         return yk_cost_join(a->c, a->step, &attn, a->load, bound);
     yk_cost_experts(a->c, &a->experts, a->layer, a->step);
@@ -615,12 +656,12 @@ double yk_cost_plan(const yk_cost *c, const yk_plan *plan, const yk_step_kind *s
     walk w = {.side = plan->embd_home != YK_HOST};
     for (uint32_t l = 0; l < plan->n_layers; l++) {
         const yk_plan_layer *y = &plan->layers[l];
-        const bool device = y->attn_home != YK_HOST;
+        const yk_attn attn = yk_cost_attn_of(y, step);
         yk_load load = {0};
         adder a = {.c = c, .load = &load, .layer = &c->shape->layers[l], .step = step};
         add_layer(&a, y);
-        move_to(&w, c, step, device);
-        w.sum += finish(&a, l, device, w.share);
+        move_to(&w, c, step, attn != YK_ATTN_HOST);
+        w.sum += finish(&a, l, attn, w.share);
     }
     return end_walk(&w, c, step, plan->head_home != YK_HOST, bound);
 }
@@ -648,7 +689,8 @@ static bool same_digest(const yk_digest *d, const yk_shape *shape, uint32_t a, u
 {
     const yk_digest_layer *x = &d->layers[a], *y = &d->layers[b];
     const yk_plan_layer *p = &d->plan->layers[a], *q = &d->plan->layers[b];
-    if (x->n != y->n || x->n > YK_DIGEST_RUNS || (p->attn_home == YK_HOST) != (q->attn_home == YK_HOST))
+    if (x->n != y->n || x->n > YK_DIGEST_RUNS || (p->attn_home == YK_HOST) != (q->attn_home == YK_HOST) ||
+        memcmp(p->attn_chunk, q->attn_chunk, sizeof p->attn_chunk) != 0)
         return false;
     for (uint32_t i = 0; i < x->n; i++)
         if (!alike(&x->run[i], &y->run[i]) || x->count[i] != y->count[i])
@@ -689,7 +731,7 @@ double yk_digest_step(yk_digest *d, const yk_cost *c, const yk_step_kind *step, 
     walk w = {.side = d->plan->embd_home != YK_HOST};
     for (uint32_t l = 0; l < d->plan->n_layers; l++) {
         yk_digest_layer *y = &d->layers[l];
-        const bool device = d->plan->layers[l].attn_home != YK_HOST;
+        const yk_attn attn = yk_cost_attn_of(&d->plan->layers[l], step);
         if (y->like == l) {
             yk_load load = {0};
             memset(y->bound, 0, sizeof y->bound);
@@ -698,9 +740,9 @@ double yk_digest_step(yk_digest *d, const yk_cost *c, const yk_step_kind *step, 
                 add_slices(&a, &y->run[i], y->count[i]);
             if (y->n > YK_DIGEST_RUNS)
                 add_layer(&a, &d->plan->layers[l]);
-            y->s = finish(&a, l, device, y->bound);
+            y->s = finish(&a, l, attn, y->bound);
         }
-        move_to(&w, c, step, device);
+        move_to(&w, c, step, attn != YK_ATTN_HOST);
         w.sum += d->layers[y->like].s;
         for (int k = 0; k < YK_BOUND_N; k++)
             w.share[k] += d->layers[y->like].bound[k];

@@ -49,14 +49,20 @@ void yk_cost_add(const yk_cost *cost, yk_load *load, const yk_shape_layer *layer
 typedef enum yk_bound { YK_BOUND_CPU, YK_BOUND_GPU, YK_BOUND_LINK, YK_BOUND_HAND_OFF, YK_BOUND_N } yk_bound;
 const char *yk_bound_name(yk_bound b);
 
+/* Where attention is computed, and where its weights and KV live: copied is prefill only, home the host. */
+typedef enum yk_attn { YK_ATTN_HOST, YK_ATTN_DEVICE, YK_ATTN_COPIED, YK_ATTN_N } yk_attn;
+/* Of a layer in this kind of step. */
+yk_attn yk_cost_attn_of(const yk_plan_layer *layer, const yk_step_kind *step);
 /* Seconds of a layer's attention with norms, router and KV, on the device or the CPU. */
 double yk_cost_attn(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool on_device);
-/* Attention as its layer sees it: side, seconds, weights it reads. */
+/* Attention as its layer sees it: side, seconds, weights it reads. Copied: bytes and seconds of the link up (weights, then KV of
+ * the positions before the chunk), of the KV part of that, of KV of the chunk's own positions going down. */
 typedef struct yk_cost_side {
-    bool device;
+    bool device, copied;
     double s, bytes;
+    double up_bytes, up_s, kv_up_s, kv_down_s;
 } yk_cost_side;
-yk_cost_side yk_cost_side_of(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool on_device);
+yk_cost_side yk_cost_side_of(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, yk_attn attn);
 /* Seconds of a layer with this attention. bound (may be NULL): seconds by what they wait for are added. */
 double yk_cost_join(const yk_cost *cost, const yk_step_kind *step, const yk_cost_side *attn, const yk_load *load,
                     double bound[YK_BOUND_N]);
@@ -83,7 +89,7 @@ void yk_spread_table(double at[YK_SPREAD_CELLS], const yk_cost *cost, const yk_s
 double yk_spread_mean(const double at[YK_SPREAD_CELLS], uint32_t chosen, const uint32_t n[3]);
 
 /* Attention and FFN. */
-double yk_cost_layer(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, bool attn_on_device, const yk_load *load,
+double yk_cost_layer(const yk_cost *cost, uint32_t layer, const yk_step_kind *step, yk_attn attn, const yk_load *load,
                      double bound[YK_BOUND_N]);
 /* Seconds to move the residual stream of a step to the other side. */
 double yk_cost_cross(const yk_cost *cost, const yk_step_kind *step);

@@ -130,7 +130,8 @@ double yk_plan_request_s(const yk_plan *plan, const yk_machine *machine, const y
     const uint32_t seqs = limits->max_seqs < yk_bucket_tokens(YK_B_32) ? limits->max_seqs : yk_bucket_tokens(YK_B_32);
     const uint32_t chunk = limits->batch < prompt ? limits->batch : prompt;
     const yk_step_kind dec = {.n = seqs, .depth = limits->context / 2, .kv_elem_bytes = limits->kv_elem_bytes};
-    const yk_step_kind pre = {.prefill = true, .n = chunk, .kv_elem_bytes = limits->kv_elem_bytes};
+    const yk_step_kind pre = {
+        .prefill = true, .n = chunk, .depth = (prompt - chunk) / 2, .kv_elem_bytes = limits->kv_elem_bytes};
     yk_cost_init(&cost, machine, machine_device(plan, machine), shape);
     return (double)gen * limits->max_seqs / seqs * yk_cost_plan(&cost, plan, &dec, NULL) +
            (double)prompt * limits->max_seqs / chunk * yk_cost_plan(&cost, plan, &pre, NULL);

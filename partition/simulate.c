@@ -22,6 +22,7 @@ typedef struct sim {
     uint32_t x[2];            /* tasks that the residual stream waits for */
     uint32_t here[2];         /* what the layer before began with: from there on copies are prefetched */
     uint32_t user[MAX_SLOTS]; /* last task that reads each staging slot */
+    uint32_t kv_free;         /* task with which the place for a layer's KV is free again */
     uint32_t n_copies, chain;
     uint64_t token; /* first of the step being built */
     uint64_t hits, misses;
@@ -40,13 +41,18 @@ const char *yk_sim_cache_name(yk_sim_cache c)
     return names[c];
 }
 
-static uint32_t add(sim *s, yk_ev_lane lane, double work, double reads, uint32_t a, uint32_t b, uint32_t c)
+static uint32_t add_after(sim *s, yk_ev_lane lane, double work, double reads, const uint32_t after[YK_EV_DEPS])
 {
-    const uint32_t after[YK_EV_DEPS] = {a, b, c, s->opts->serial ? s->chain : 0};
-    const uint32_t t = yk_events_add(&s->ev, lane, work, reads, after);
+    const uint32_t chain[YK_EV_DEPS] = {s->chain};
+    const uint32_t t = yk_events_add(&s->ev, lane, work, reads, s->opts->serial ? chain : after);
     if (s->opts->serial)
         s->chain = t;
     return t;
+}
+
+static uint32_t add(sim *s, yk_ev_lane lane, double work, double reads, uint32_t a, uint32_t b, uint32_t c)
+{
+    return add_after(s, lane, work, reads, (const uint32_t[YK_EV_DEPS]){a, b, c});
 }
 
 /* `copies` copies of weights, of so many bytes together. */
@@ -258,9 +264,28 @@ static uint32_t add_copies(sim *s, uint32_t layer, uint32_t known, uint32_t rows
     return last;
 }
 
-/* Attention and what stays with it; the task it ends with. Attention weights on the host may be copied in prefill when asked. */
-static uint32_t add_attention(sim *s, uint32_t layer, bool device)
+/* Attention that the plan has copied: weights into a staging slot like any copy that is sure to be needed, KV of the positions
+ * before into the one place for it; KV of the chunk's own positions goes down. */
+static uint32_t add_copied_attention(sim *s, uint32_t layer)
 {
+    const yk_cost_side side = yk_cost_side_of(&s->cost, layer, s->step, YK_ATTN_COPIED);
+    const uint32_t slot = s->n_copies++ % s->slots;
+    uint32_t copy = add_copy(s, YK_EV_UP, side.bytes, 1, (const uint32_t[3]){s->user[slot], s->here[0], s->here[1]});
+    if (side.kv_up_s > 0)
+        copy = add_copy(s, YK_EV_UP, side.up_bytes - side.bytes, 1, (const uint32_t[3]){copy, s->kv_free});
+    const uint32_t attn = add_after(s, YK_EV_GPU, side.s, side.s > 0 ? side.bytes / side.s : 0,
+                                    (const uint32_t[YK_EV_DEPS]){s->x[0], s->x[1], copy, s->kv_free});
+    s->kv_free = add(s, YK_EV_DOWN, side.kv_down_s, 0, attn, 0, 0);
+    s->user[slot] = attn;
+    return attn;
+}
+
+/* Attention and what stays with it; the task it ends with. Attention weights on the host may be copied in prefill when asked. */
+static uint32_t add_attention(sim *s, uint32_t layer, yk_attn where)
+{
+    const bool device = where == YK_ATTN_DEVICE;
+    if (where == YK_ATTN_COPIED)
+        return add_copied_attention(s, layer);
     const double ta = attention_s(s, layer, device);
     const double bytes = (double)yk_shape_attn_bytes(&s->shape->layers[layer]);
     const double reads = ta > 0 ? bytes / ta : 0;
@@ -288,7 +313,8 @@ static uint32_t send_rows(sim *s, yk_ev_lane lane, uint32_t after)
 static void add_layer(sim *s, uint32_t layer, uint64_t step_index, bool *side)
 {
     enum { LAUNCHES = 4 }; /* of an FFN, as in cost.c */
-    const bool device = s->plan->layers[layer].attn_home != YK_HOST;
+    const yk_attn where = yk_cost_attn_of(&s->plan->layers[layer], s->step);
+    const bool device = where != YK_ATTN_HOST;
     const bool experts = s->shape->layers[layer].part[YK_PART_EXP].n > 0;
     if (device != *side) {
         s->x[0] = add(s, YK_EV_HAND, yk_cost_cross(&s->cost, s->step), 0, s->x[0], s->x[1], 0);
@@ -299,7 +325,7 @@ static void add_layer(sim *s, uint32_t layer, uint64_t step_index, bool *side)
     if (experts)
         count_tokens(s, layer);
     const ffn f = sum_ffn(s, layer);
-    const uint32_t attn = add_attention(s, layer, device);
+    const uint32_t attn = add_attention(s, layer, where);
     const bool cpu_any = f.cpu_s > 0, gpu_any = f.gg_s > 0 || f.n_cg > 0;
     uint32_t cpu = 0, gpu = 0;
     if (gpu_any) {

@@ -40,7 +40,7 @@ typedef struct yk_sim_opts {
 typedef struct yk_sim_result {
     double seconds;          /* of a step, mean */
     double busy[YK_BOUND_N]; /* share of the time each lane works; YK_BOUND_HAND_OFF: rows and hand-offs */
-    double link_bytes;       /* of weights, a step */
+    double link_bytes;       /* of weights and KV up, a step */
     uint64_t hits, misses;   /* chosen experts, all timed steps */
 } yk_sim_result;
 

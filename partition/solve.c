@@ -78,7 +78,7 @@ static void add_alternatives(yk_solver *s, yk_plan *plan, bool device, uint64_t 
     const bool head = !s->shape->head_host_only;
     const uint64_t head_bytes = head ? s->shape->head.bytes : 0;
     char name[40];
-    s->slot_bytes = 0;
+    s->slot = (yk_slot){0};
     whole_layers(s, s->choice, n);
     add_alternative(s, plan, "CPU only", s->choice, false);
     if (!device)
@@ -201,7 +201,7 @@ static uint64_t room_of(const job *j)
 
 /* Where the bound of a slot leaves a better plan possible, look closer: everywhere when there are few layers, else at the
  * most promising. */
-static void look_closer(job *j, const uint64_t *sizes, double *bounds, uint32_t n, yk_best *best)
+static void look_closer(job *j, const yk_slot *slots, double *bounds, uint32_t n, yk_best *best)
 {
     enum { MOST_OF_MANY = 3 };
     const uint64_t room = room_of(j);
@@ -211,37 +211,43 @@ static void look_closer(job *j, const uint64_t *sizes, double *bounds, uint32_t 
             at = bounds[i] < bounds[at] ? i : at;
         if (!n || !yk_search_open_gap(&j->s, bounds[at], best))
             return;
-        yk_solver_set_slot(&j->s, sizes[at], room - 2 * sizes[at]);
-        yk_search_run(&j->s, room - 2 * sizes[at], true, best);
+        const uint64_t left = room - yk_solver_staging(&j->s, slots[at]);
+        yk_solver_set_slot(&j->s, slots[at], left);
+        yk_search_run(&j->s, left, true, best);
         bounds[at] = INFINITY;
     }
 }
 
-/* All sizes of slots, for the budget and (more not NULL) a larger one. */
+/* All slots, for the budget and (more not NULL) a larger one. */
 static void search(job *j, yk_best *best, yk_best *more)
 {
-    uint64_t sizes[YK_MAX_SLOTS];
+    yk_slot slots[YK_MAX_SLOTS];
     double bounds[YK_MAX_SLOTS];
     const uint64_t room = room_of(j), most = more ? room + MORE_BYTES : room;
-    const uint32_t n = room || more ? yk_solver_slots(&j->s, sizes) : 0;
+    const uint32_t n = room || more ? yk_solver_slots(&j->s, slots) : 0;
     uint32_t used = 0;
-    for (uint32_t i = 0; i < n && 2 * sizes[i] <= most; i++) {
-        yk_solver_set_slot(&j->s, sizes[i], most - 2 * sizes[i]);
-        if (room && 2 * sizes[i] <= room)
-            bounds[used++] = yk_search_run(&j->s, room - 2 * sizes[i], false, best);
+    for (uint32_t i = 0; i < n; i++) {
+        const uint64_t staging = yk_solver_staging(&j->s, slots[i]);
+        if (staging > most)
+            continue;
+        yk_solver_set_slot(&j->s, slots[i], most - staging);
+        if (room && staging <= room) {
+            bounds[used] = yk_search_run(&j->s, room - staging, false, best);
+            slots[used++] = slots[i];
+        }
         if (more)
-            yk_search_run(&j->s, most - 2 * sizes[i], false, more);
+            yk_search_run(&j->s, most - staging, false, more);
     }
-    look_closer(j, sizes, bounds, used, best);
+    look_closer(j, slots, bounds, used, best);
 }
 
 static void search_cpu(job *j, yk_best *cpu)
 {
-    j->s.slot_bytes = 0;
+    j->s.slot = (yk_slot){0};
     whole_layers(&j->s, cpu->choice, j->shape->n_layers);
     cpu->s = yk_solver_total(&j->s, cpu->choice, false);
     cpu->head = false;
-    cpu->slot_bytes = 0;
+    cpu->slot = (yk_slot){0};
 }
 
 static bool use_device(const job *j, const yk_best *best, const yk_best *cpu)
@@ -253,7 +259,7 @@ static void add_help(job *j, yk_plan *plan, const char *name, const yk_best *b)
 {
     yk_plan_help *h = &plan->speed.help[plan->speed.n_help++];
     snprintf(h->name, sizeof h->name, "%s", name);
-    j->s.slot_bytes = b->slot_bytes;
+    j->s.slot = b->slot;
     yk_solver_speed(&j->s, b->choice, b->head, &h->decode_tps, &h->prefill_tps);
 }
 
@@ -314,8 +320,9 @@ static void add_helps(job *j, yk_plan *plan, bool used)
 /* The smallest budget with which the device is worth using, to 1 %; 0: none is. best: scratch. */
 static uint64_t least_budget(job *j, yk_best *best)
 {
-    uint64_t sizes[YK_MAX_SLOTS], all = j->shape->head.bytes, least = 0;
-    const uint32_t n = yk_solver_slots(&j->s, sizes);
+    yk_slot slots[YK_MAX_SLOTS];
+    uint64_t all = j->shape->head.bytes, least = 0;
+    const uint32_t n = yk_solver_slots(&j->s, slots);
     for (uint32_t l = 0; l < j->shape->n_layers; l++) {
         const yk_class *k = &j->s.classes[j->s.class_of[l]];
         yk_option o = yk_option_all(&j->s, k);
@@ -323,19 +330,20 @@ static uint64_t least_budget(job *j, yk_best *best)
         all += o.bytes;
     }
     for (uint32_t i = 0; i < n; i++) {
-        uint64_t low = 0, high = least ? least : all + 2 * sizes[i];
-        if (2 * sizes[i] >= high)
-            break;
-        yk_solver_set_slot(&j->s, sizes[i], high - 2 * sizes[i]);
+        const uint64_t staging = yk_solver_staging(&j->s, slots[i]);
+        uint64_t low = 0, high = least ? least : all + staging;
+        if (staging >= high)
+            continue;
+        yk_solver_set_slot(&j->s, slots[i], high - staging);
         best->s = INFINITY;
-        yk_search_run(&j->s, high - 2 * sizes[i], false, best);
+        yk_search_run(&j->s, high - staging, false, best);
         if (!(best->s < WORTH * j->cpu.s))
             continue;
         while (high - low > high / 128 + 1) {
             const uint64_t mid = low + (high - low) / 2;
             best->s = INFINITY;
-            if (mid >= 2 * sizes[i])
-                yk_search_run(&j->s, mid - 2 * sizes[i], false, best);
+            if (mid >= staging)
+                yk_search_run(&j->s, mid - staging, false, best);
             *(best->s < WORTH * j->cpu.s ? &high : &low) = mid;
         }
         least = high;

@@ -16,7 +16,8 @@ yk_status yk_plan_solve(yk_plan *out, const yk_machine *machine, const yk_shape 
 /* Fill predicted speed and what binds, from the machine and the plan's first device. */
 void yk_plan_predict(yk_plan *plan, const yk_machine *machine, const yk_shape *shape, const yk_plan_limits *limits);
 
-/* What the solver makes small: seconds of a request (limits' prompt and generated tokens for each of max_seqs sequences). */
+/* What the solver makes small: seconds of a request (limits' prompt and generated tokens for each of max_seqs sequences). A chunk
+ * from the middle of the prompt stands for all of them. */
 double yk_plan_request_s(const yk_plan *plan, const yk_machine *machine, const yk_shape *shape, const yk_plan_limits *limits);
 
 /* One screen of text, at most 100 columns: speed, what limits it, what would help, why not otherwise, bytes, and strips of what is where

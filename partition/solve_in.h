@@ -5,12 +5,19 @@
 #include "partition/constraints.h"
 #include "partition/solve.h"
 
-enum { YK_MAX_SLOTS = 40 };
+enum { YK_MAX_SLOTS = 80 };
 
-/* What a layer can choose: side of attention, of the shared expert, and how much of its main part (units of the dense FFN,
- * whole experts) is resident. */
+/* Staging: bytes of each of the two slots; whether attention may be copied, which also takes a place for KV of one layer. */
+typedef struct yk_slot {
+    uint64_t bytes;
+    bool attn;
+} yk_slot;
+
+/* What a layer can choose: side of attention (or its home is the host, and the request's prefill copies it), of the shared
+ * expert, and how much of its main part (units of the dense FFN, whole experts) is resident. */
 typedef struct yk_option {
-    bool attn, shared;
+    uint8_t attn; /* yk_attn */
+    bool shared;
     uint32_t resident;
     uint64_t bytes; /* on the device */
     double seconds; /* of a request */
@@ -20,9 +27,9 @@ typedef struct yk_option {
 typedef struct yk_price {
     const yk_cost *cost;
     yk_step_kind step;
-    uint32_t n;           /* units or experts of the main part */
-    bool experts, early;  /* early: copies are known before the layer begins */
-    yk_cost_side attn[2]; /* on the host, on the device */
+    uint32_t n;          /* units or experts of the main part */
+    bool experts, early; /* early: copies are known before the layer begins */
+    yk_cost_side attn[YK_ATTN_N];
     double active;
     yk_load cpu, gpu, cpu_last, gpu_last; /* one unit or expert as CC and as CG; the last unit of a dense FFN is smaller */
     bool shared;
@@ -45,20 +52,24 @@ typedef struct yk_class {
     yk_part_group main;
     uint32_t n; /* units or experts of the main part */
     yk_layer_rule rule;
-    uint64_t attn_bytes, shared_bytes, most_bytes; /* most: of the main part */
+    uint64_t attn_bytes, shared_bytes; /* attn: with KV */
     yk_price decode, prefill;
+    /* Seconds of a step priced already, NAN: not yet: decode (host, device) and prefill (yk_attn), by shared expert and resident
+     * [2 * (n + 1)]; for slots that can hold what `holds` says. */
+    double *priced[2 + YK_ATTN_N];
+    uint32_t holds;
     /* Options by side of the attention that nothing dominates, by bytes; hull: which are on the lower convex hull; near:
      * which can be in a better plan than the best so far. */
-    yk_option *options[2];
-    uint32_t *hull[2], *near[2], n_options[2], n_hull[2], n_near[2];
-    double at_best[2]; /* of the hull, at the multiplier being tried */
-    uint32_t at[2];
+    yk_option *options[YK_ATTN_N];
+    uint32_t *hull[YK_ATTN_N], *near[YK_ATTN_N], n_options[YK_ATTN_N], n_hull[YK_ATTN_N], n_near[YK_ATTN_N];
+    double at_best[YK_ATTN_N]; /* of the hull, at the multiplier being tried */
+    uint32_t at[YK_ATTN_N];
 } yk_class;
 
 typedef struct yk_best {
     double s;
     bool head;
-    uint64_t slot_bytes;
+    yk_slot slot;
     yk_option *choice; /* [n_layers] */
 } yk_best;
 
@@ -74,7 +85,7 @@ typedef struct yk_solver {
     yk_class *classes;
     uint32_t *class_of; /* [n_layers] */
     yk_option *choice;  /* [n_layers], being made */
-    uint64_t slot_bytes;
+    yk_slot slot;
     struct yk_search *search; /* scratch */
 } yk_solver;
 
@@ -85,10 +96,12 @@ yk_status yk_solver_open(yk_solver *s, const yk_shape *shape, const yk_plan_limi
 void yk_solver_close(yk_solver *s);
 /* Price with this machine from now on. */
 void yk_solver_set_cost(yk_solver *s, const yk_cost *cost);
-/* Copies may take slots of so many bytes from now on; options anew, none that takes more than room. */
-void yk_solver_set_slot(yk_solver *s, uint64_t slot_bytes, uint64_t room);
-/* Sizes of slots worth trying, rising, the first is 0. */
-uint32_t yk_solver_slots(const yk_solver *s, uint64_t sizes[YK_MAX_SLOTS]);
+/* Copies may take these slots from now on; options anew, none that takes more than room. */
+void yk_solver_set_slot(yk_solver *s, yk_slot slot, uint64_t room);
+/* Slots worth trying, by size, the first is none at all. */
+uint32_t yk_solver_slots(const yk_solver *s, yk_slot slots[YK_MAX_SLOTS]);
+/* Bytes that slots take of a device. */
+uint64_t yk_solver_staging(const yk_solver *s, yk_slot slot);
 
 void yk_price_make(yk_price *p, const yk_solver *s, const yk_class *k, const yk_step_kind *step);
 double yk_price_layer(const yk_price *p, const yk_option *o, yk_copied copied);
@@ -101,7 +114,7 @@ yk_option yk_option_all(const yk_solver *s, const yk_class *k);
 
 /* Seconds of a request: of the head, of moving to the other side. */
 double yk_solver_head(const yk_solver *s, bool on_device);
-double yk_solver_cross(const yk_solver *s);
+double yk_solver_cross(const yk_solver *s, int from, int to); /* yk_attn */
 double yk_solver_total(const yk_solver *s, const yk_option *choice, bool head);
 /* Tokens per second of decode (one sequence, depth 0) and prefill (a batch) under a choice. */
 void yk_solver_speed(yk_solver *s, const yk_option *choice, bool head, double *decode_tps, double *prefill_tps);

@@ -49,8 +49,9 @@ void yk_price_make(yk_price *p, const yk_solver *s, const yk_class *k, const yk_
     p->n = k->n;
     p->experts = k->main == YK_PART_EXP;
     p->active = yk_cost_active(s->shape, k->main, step->n, &tokens);
-    for (int side = 0; side < 1 + s->cost.has_device; side++)
-        p->attn[side] = yk_cost_side_of(&s->cost, k->layer, step, side);
+    for (int a = 0; a < (s->cost.has_device ? YK_ATTN_N : 1); a++)
+        p->attn[a] =
+            yk_cost_side_of(&s->cost, k->layer, step, step->prefill || a != YK_ATTN_COPIED ? (yk_attn)a : YK_ATTN_HOST);
     for (int kind = YK_KIND_CC; kind <= YK_KIND_CG; kind++) {
         if (kind == YK_KIND_CG && !s->cost.has_device)
             continue;
@@ -85,7 +86,7 @@ double yk_price_layer(const yk_price *p, const yk_option *o, yk_copied c)
     const yk_kind shared = !p->shared || o->shared ? YK_KIND_GG : c.shared ? YK_KIND_CG : YK_KIND_CC;
     const uint32_t n[3] = {[YK_KIND_GG] = o->resident, [YK_KIND_CC] = cpu, [YK_KIND_CG] = c.n};
     if (p->exact)
-        return yk_spread_mean(p->at[o->attn][shared], p->exact, n);
+        return yk_spread_mean(p->at[o->attn == YK_ATTN_DEVICE][shared], p->exact, n);
     yk_load load = shared_load(p, shared);
     if (p->spread) {
         yk_experts e = p->chosen;
@@ -116,13 +117,13 @@ static uint64_t main_bytes(const yk_shape_part *p, bool experts, uint32_t from, 
 static uint32_t most_copied(const yk_solver *s, const yk_class *k, uint32_t left)
 {
     const yk_shape_part *p = &s->shape->layers[k->layer].part[k->main];
-    if (!left || p->host_only || !s->slot_bytes)
+    if (!left || p->host_only || !s->slot.bytes)
         return 0;
     if (k->main == YK_PART_EXP)
-        return main_bytes(p, true, 0, 1) <= s->slot_bytes ? left : 0;
-    if (main_bytes(p, false, k->n - left, left) <= s->slot_bytes)
+        return main_bytes(p, true, 0, 1) <= s->slot.bytes ? left : 0;
+    if (main_bytes(p, false, k->n - left, left) <= s->slot.bytes)
         return left;
-    const uint64_t n = s->slot_bytes / main_bytes(p, false, 0, 1);
+    const uint64_t n = s->slot.bytes / main_bytes(p, false, 0, 1);
     return n < left ? (uint32_t)n : left - 1;
 }
 
@@ -165,7 +166,7 @@ yk_copied yk_price_copied(const yk_solver *s, const yk_class *k, const yk_price 
     const uint32_t most = most_copied(s, k, k->n - o->resident);
     const yk_shape_part *sh = &s->shape->layers[k->layer].part[YK_PART_SHEXP];
     yk_copied c = {best_number(p, o, most, false, seconds), false};
-    if (sh->n && !o->shared && !sh->host_only && s->slot_bytes && k->shared_bytes <= s->slot_bytes) {
+    if (sh->n && !o->shared && !sh->host_only && s->slot.bytes && k->shared_bytes <= s->slot.bytes) {
         double t;
         const uint32_t n = best_number(p, o, most, true, &t);
         if (t < *seconds) {
@@ -179,7 +180,7 @@ yk_copied yk_price_copied(const yk_solver *s, const yk_class *k, const yk_price 
 static uint64_t option_bytes(const yk_solver *s, const yk_class *k, const yk_option *o)
 {
     const yk_shape_layer *y = &s->shape->layers[k->layer];
-    return (o->attn ? k->attn_bytes : 0) + (o->shared ? k->shared_bytes : 0) +
+    return (o->attn == YK_ATTN_DEVICE ? k->attn_bytes : 0) + (o->shared ? k->shared_bytes : 0) +
            main_bytes(&y->part[k->main], k->main == YK_PART_EXP, 0, o->resident);
 }
 
@@ -195,7 +196,7 @@ void yk_price_option(const yk_solver *s, const yk_class *k, yk_option *o)
 yk_option yk_option_all(const yk_solver *s, const yk_class *k)
 {
     const yk_shape_layer *y = &s->shape->layers[k->layer];
-    return (yk_option){.attn = !y->host_only,
+    return (yk_option){.attn = y->host_only ? YK_ATTN_HOST : YK_ATTN_DEVICE,
                        .shared = y->part[YK_PART_SHEXP].n > 0 && !y->part[YK_PART_SHEXP].host_only,
                        .resident = y->part[k->main].host_only ? 0 : k->n};
 }
@@ -233,40 +234,91 @@ static void make_hull(yk_class *k, int side)
     k->n_hull[side] = n;
 }
 
+/* Without what another option beats in bytes and seconds. */
+static void drop_dominated(yk_class *k, int attn)
+{
+    yk_option *list = k->options[attn];
+    uint32_t kept = 0;
+    qsort(list, k->n_options[attn], sizeof *list, by_bytes);
+    for (uint32_t i = 0; i < k->n_options[attn]; i++)
+        if (!kept || list[i].seconds < list[kept - 1].seconds)
+            list[kept++] = list[i];
+    k->n_options[attn] = kept;
+}
+
+static bool may_choose(const yk_solver *s, const yk_class *k, yk_attn attn)
+{
+    const yk_shape_layer *y = &s->shape->layers[k->layer];
+    if (attn != YK_ATTN_HOST && y->host_only)
+        return false;
+    if (attn == YK_ATTN_COPIED && (!s->slot.attn || !s->cost.has_device || yk_shape_attn_bytes(y) > s->slot.bytes))
+        return false;
+    return k->rule.attn.sides & (attn == YK_ATTN_DEVICE ? YK_ON_DEVICE : YK_ON_HOST);
+}
+
+enum { PRICED = 2 + YK_ATTN_N };
+
+static void forget_prices(yk_class *k)
+{
+    for (int i = 0; i < PRICED; i++)
+        for (uint32_t o = 0; o < 2 * (k->n + 1); o++)
+            k->priced[i][o] = NAN;
+}
+
+/* What the slots let a layer copy of its FFN: prices are the same while that is. */
+static uint32_t slot_holds(const yk_solver *s, const yk_class *k)
+{
+    const uint32_t whole = k->shared_bytes <= s->slot.bytes;
+    return (most_copied(s, k, k->n) << 1 | whole) << 1 | (s->slot.bytes > 0);
+}
+
+static double priced(const yk_solver *s, yk_class *k, int phase, int side, const yk_option *o)
+{
+    double *t = &k->priced[2 * phase + side][(uint32_t)o->shared * (k->n + 1) + o->resident];
+    if (isnan(*t))
+        yk_price_copied(s, k, phase ? &k->prefill : &k->decode, o, t);
+    return *t;
+}
+
 static void make_options(const yk_solver *s, yk_class *k, uint64_t room)
 {
     const yk_option all = yk_option_all(s, k);
     const yk_layer_rule *r = &k->rule;
-    for (int attn = 0; attn < 2; attn++) {
-        uint32_t n = 0, kept = 0;
-        yk_option *list = k->options[attn];
-        k->n_options[attn] = k->n_hull[attn] = 0;
-        if (attn > all.attn || !(r->attn.sides & (attn ? YK_ON_DEVICE : YK_ON_HOST)))
-            continue;
-        for (int shared = 0; shared < 1 + all.shared; shared++)
-            for (uint32_t i = r->least;
-                 i <= r->most && i <= all.resident && (r->shared.sides & (shared ? YK_ON_DEVICE : YK_ON_HOST)); i++) {
-                yk_option *o = &list[n];
-                *o = (yk_option){.attn = attn, .shared = shared, .resident = i};
-                if (option_bytes(s, k, o) > room)
-                    break;
-                yk_price_option(s, k, o);
-                n++;
+    bool may[YK_ATTN_N];
+    const uint32_t holds = slot_holds(s, k);
+    if (holds != k->holds)
+        forget_prices(k);
+    k->holds = holds;
+    for (int a = 0; a < YK_ATTN_N; a++) {
+        may[a] = may_choose(s, k, (yk_attn)a);
+        k->n_options[a] = k->n_hull[a] = 0;
+    }
+    for (int shared = 0; shared < 1 + all.shared; shared++)
+        for (uint32_t i = r->least;
+             i <= r->most && i <= all.resident && (r->shared.sides & (shared ? YK_ON_DEVICE : YK_ON_HOST)); i++)
+            for (int a = 0; a < YK_ATTN_N; a++) {
+                yk_option o = {.attn = (uint8_t)a, .shared = shared, .resident = i};
+                if (!may[a] || (o.bytes = option_bytes(s, k, &o)) > room)
+                    continue;
+                o.seconds = s->n_decode * priced(s, k, 0, a == YK_ATTN_DEVICE, &o) + s->n_prefill * priced(s, k, 1, a, &o);
+                k->options[a][k->n_options[a]++] = o;
             }
-        qsort(list, n, sizeof *list, by_bytes);
-        for (uint32_t i = 0; i < n; i++)
-            if (!kept || list[i].seconds < list[kept - 1].seconds)
-                list[kept++] = list[i];
-        k->n_options[attn] = kept;
-        make_hull(k, attn);
+    for (int a = 0; a < YK_ATTN_N; a++) {
+        drop_dominated(k, a);
+        make_hull(k, a);
     }
 }
 
-void yk_solver_set_slot(yk_solver *s, uint64_t bytes, uint64_t room)
+void yk_solver_set_slot(yk_solver *s, yk_slot slot, uint64_t room)
 {
-    s->slot_bytes = bytes;
+    s->slot = slot;
     for (uint32_t i = 0; i < s->n_classes; i++)
         make_options(s, &s->classes[i], room);
+}
+
+uint64_t yk_solver_staging(const yk_solver *s, yk_slot slot)
+{
+    return 2 * slot.bytes + (slot.attn ? s->kv_bytes : 0);
 }
 
 void yk_solver_set_cost(yk_solver *s, const yk_cost *cost)
@@ -276,6 +328,7 @@ void yk_solver_set_cost(yk_solver *s, const yk_cost *cost)
         yk_class *k = &s->classes[i];
         yk_price_make(&k->decode, s, k, &s->decode);
         yk_price_make(&k->prefill, s, k, &s->prefill);
+        forget_prices(k);
     }
 }
 
@@ -283,38 +336,52 @@ void yk_solver_set_cost(yk_solver *s, const yk_cost *cost)
 
 static int by_size(const void *pa, const void *pb)
 {
-    const uint64_t a = *(const uint64_t *)pa, b = *(const uint64_t *)pb;
-    return a < b ? -1 : a > b;
+    const yk_slot *a = pa, *b = pb;
+    return a->bytes != b->bytes ? (a->bytes < b->bytes ? -1 : 1) : a->attn - b->attn;
 }
 
-static uint32_t sort_sizes(uint64_t *sizes, uint32_t n)
+static uint32_t sort_sizes(yk_slot *slots, uint32_t n)
 {
     uint32_t kept = 0;
-    qsort(sizes, n, sizeof *sizes, by_size);
+    qsort(slots, n, sizeof *slots, by_size);
     for (uint32_t i = 0; i < n; i++)
-        if (!kept || sizes[i] != sizes[kept - 1])
-            sizes[kept++] = sizes[i];
+        if (!kept || by_size(&slots[i], &slots[kept - 1]) != 0)
+            slots[kept++] = slots[i];
     return kept;
 }
 
-/* Of dense layers 1 to 8 units, then a quarter more each time, then all; of experts one; the shared expert. */
-uint32_t yk_solver_slots(const yk_solver *s, uint64_t sizes[YK_MAX_SLOTS])
+/* Of dense layers 1 to 8 units, then a quarter more each time, then all; of experts one; the shared expert. The same with
+ * attention where it fits, and attention alone. */
+uint32_t yk_solver_slots(const yk_solver *s, yk_slot slots[YK_MAX_SLOTS])
 {
+    enum { SIZES = YK_MAX_SLOTS / 2 };
     uint32_t n = 0;
-    sizes[n++] = 0;
+    uint64_t least = UINT64_MAX;
+    slots[n++] = (yk_slot){0};
     for (uint32_t i = 0; i < s->n_classes; i++) {
         const yk_class *k = &s->classes[i];
         const yk_shape_layer *y = &s->shape->layers[k->layer];
         const yk_shape_part *p = &y->part[k->main];
         const bool experts = k->main == YK_PART_EXP;
-        for (uint32_t u = 1; u <= (experts ? 1 : k->n) && n < YK_MAX_SLOTS; u = u < 8 ? u + 1 : u + u / 4)
-            sizes[n++] = main_bytes(p, experts, 0, u);
+        for (uint32_t u = 1; u <= (experts ? 1 : k->n) && n < SIZES; u = u < 8 ? u + 1 : u + u / 4)
+            slots[n++] = (yk_slot){main_bytes(p, experts, 0, u), false};
         const uint64_t whole[2] = {experts ? 0 : main_bytes(p, false, 0, k->n), k->shared_bytes};
-        for (int w = 0; w < 2 && n < YK_MAX_SLOTS; w++)
-            sizes[n++] = whole[w];
-        n = sort_sizes(sizes, n);
+        for (int w = 0; w < 2 && n < SIZES; w++)
+            slots[n++] = (yk_slot){whole[w], false};
+        if (!y->host_only && (k->rule.attn.sides & YK_ON_HOST) && yk_shape_attn_bytes(y) < least)
+            least = yk_shape_attn_bytes(y);
+        n = sort_sizes(slots, n);
     }
-    return n;
+    for (uint32_t i = 0, m = n; i < m && least < UINT64_MAX; i++)
+        if (slots[i].bytes > least)
+            slots[n++] = (yk_slot){slots[i].bytes, true};
+    for (uint32_t i = 0; i < s->n_classes && n < YK_MAX_SLOTS; i++) {
+        const yk_class *k = &s->classes[i];
+        const yk_shape_layer *y = &s->shape->layers[k->layer];
+        if (!y->host_only && (k->rule.attn.sides & YK_ON_HOST))
+            slots[n++] = (yk_slot){yk_shape_attn_bytes(y), true};
+    }
+    return sort_sizes(slots, n);
 }
 
 /* ---- totals ---- */
@@ -325,19 +392,24 @@ double yk_solver_head(const yk_solver *s, bool on_device)
            s->n_prefill * yk_cost_head(&s->cost, &s->prefill, on_device);
 }
 
-double yk_solver_cross(const yk_solver *s)
+double yk_solver_cross(const yk_solver *s, int from, int to)
 {
-    return s->n_decode * yk_cost_cross(&s->cost, &s->decode) + s->n_prefill * yk_cost_cross(&s->cost, &s->prefill);
+    double sum = 0;
+    if ((from == YK_ATTN_DEVICE) != (to == YK_ATTN_DEVICE))
+        sum += s->n_decode * yk_cost_cross(&s->cost, &s->decode);
+    if ((from == YK_ATTN_HOST) != (to == YK_ATTN_HOST))
+        sum += s->n_prefill * yk_cost_cross(&s->cost, &s->prefill);
+    return sum;
 }
 
 double yk_solver_total(const yk_solver *s, const yk_option *choice, bool head)
 {
     double sum = yk_solver_head(s, head);
-    bool side = false;
+    int side = YK_ATTN_HOST;
     for (uint32_t l = 0; l <= s->shape->n_layers; l++) {
-        const bool dev = l < s->shape->n_layers ? choice[l].attn : head;
-        sum += dev != side ? yk_solver_cross(s) : 0;
-        side = dev;
+        const int next = l < s->shape->n_layers ? choice[l].attn : head ? YK_ATTN_DEVICE : YK_ATTN_HOST;
+        sum += next != side ? yk_solver_cross(s, side, next) : 0;
+        side = next;
         if (l < s->shape->n_layers)
             sum += choice[l].seconds;
     }
@@ -353,7 +425,9 @@ void yk_solver_speed(yk_solver *s, const yk_option *choice, bool head, double *d
         bool side = false;
         yk_price price;
         for (uint32_t l = 0; l <= s->shape->n_layers; l++) {
-            const bool dev = l < s->shape->n_layers ? choice[l].attn : head;
+            const bool dev = l == s->shape->n_layers ? head
+                             : phase                 ? choice[l].attn != YK_ATTN_HOST
+                                                     : choice[l].attn == YK_ATTN_DEVICE;
             sum += dev != side ? yk_cost_cross(&s->cost, &step) : 0;
             side = dev;
             if (l == s->shape->n_layers)
@@ -389,24 +463,33 @@ static yk_status open_class(yk_solver *s, yk_class *k, uint32_t layer, yk_error 
     k->attn_bytes = yk_shape_attn_bytes(y) + s->kv_bytes;
     k->shared_bytes = shared->n ? yk_shape_units_bytes(shared, 0, shared->cut.n) : 0;
     const size_t m = 2 * ((size_t)k->n + 1);
-    for (int side = 0; side < 2; side++) {
+    for (int side = 0; side < YK_ATTN_N; side++) {
         k->options[side] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->options[side]);
         k->hull[side] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->hull[side]);
         k->near[side] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->near[side]);
         if (!k->options[side] || !k->hull[side] || !k->near[side])
             return yk_fail_memory(err, m * (sizeof(yk_option) + 8), "the planner");
     }
+    for (int i = 0; i < PRICED; i++) {
+        k->priced[i] = yk_alloc(YK_MEM_PLAN, m, sizeof *k->priced[i]);
+        if (!k->priced[i])
+            return yk_fail_memory(err, m * sizeof *k->priced[i], "the planner");
+    }
     return YK_OK;
 }
 
 void yk_solver_close(yk_solver *s)
 {
-    for (uint32_t i = 0; s->classes && i < s->n_classes; i++)
-        for (int side = 0; side < 2; side++) {
-            yk_free(s->classes[i].options[side]);
-            yk_free(s->classes[i].hull[side]);
-            yk_free(s->classes[i].near[side]);
+    for (uint32_t i = 0; s->classes && i < s->n_classes; i++) {
+        yk_class *k = &s->classes[i];
+        for (int side = 0; side < YK_ATTN_N; side++) {
+            yk_free(k->options[side]);
+            yk_free(k->hull[side]);
+            yk_free(k->near[side]);
         }
+        for (int p = 0; p < PRICED; p++)
+            yk_free(k->priced[p]);
+    }
     yk_search_close(s);
     yk_free(s->classes);
     yk_free(s->class_of);
@@ -425,7 +508,8 @@ yk_status yk_solver_open(yk_solver *s, const yk_shape *shape, const yk_plan_limi
     *s = (yk_solver){.shape = shape, .limits = limits, .rules = rules};
     s->kv_bytes = (tokens + 15) / 16 * 16 * yk_shape_kv_bytes(shape, limits->kv_elem_bytes);
     s->decode = (yk_step_kind){.n = seqs, .depth = limits->context / 2, .kv_elem_bytes = limits->kv_elem_bytes};
-    s->prefill = (yk_step_kind){.prefill = true, .n = chunk, .depth = 0, .kv_elem_bytes = limits->kv_elem_bytes};
+    s->prefill =
+        (yk_step_kind){.prefill = true, .n = chunk, .depth = (prompt - chunk) / 2, .kv_elem_bytes = limits->kv_elem_bytes};
     s->n_decode = (double)gen * limits->max_seqs / seqs;
     s->n_prefill = (double)prompt * limits->max_seqs / chunk;
     s->classes = yk_alloc(YK_MEM_PLAN, n, sizeof *s->classes);

@@ -8,7 +8,7 @@
 
 #include "partition/solve_in.h"
 
-enum { MAX_LABELS = 4096, MIN_LABELS = 48, WORK = 6000, NEAR = 48, MAX_CANDIDATES = 1 << 15, ROUNDS = 64 };
+enum { MAX_LABELS = 4096, MIN_LABELS = 48, WORK = 6000, NEAR = 48, MAX_CANDIDATES = 1 << 15, MAX_MOVES = 1 << 13, ROUNDS = 64 };
 /* A gap to the bound that is not worth closing; with many layers closing costs more and the gap is small. */
 enum { FEW_LAYERS = 8 };
 #define CLOSE_ENOUGH_FEW 1e-6
@@ -18,20 +18,30 @@ typedef struct label {
     uint64_t bytes;
     double seconds, bound;   /* so far; with the least the rest can take */
     uint32_t before, option; /* label of the layer before; of the class and side */
-    bool side;
+    uint8_t side;            /* yk_attn; of the head host or device */
 } label;
 
+/* Another option for a layer: bytes more (or fewer) and seconds saved, crossings included. */
+typedef struct move {
+    int64_t bytes;
+    double gain;
+    uint32_t layer;
+    const yk_option *to;
+} move;
+
 typedef struct yk_search {
-    double cross, head[2];
+    double cross[YK_ATTN_N][YK_ATTN_N], head[2];
     uint64_t head_bytes[2];
-    double (*rest)[2];    /* [n_layers + 1][side of the layer before]: least seconds + price of bytes from this layer on */
-    uint64_t *rest_bytes; /* [n_layers + 2]: fewest */
-    uint8_t (*from)[2];   /* [n_layers + 1][side]: side before */
-    uint32_t most;        /* labels of a layer */
-    label *labels;        /* [n_layers + 2][most] */
+    double (*rest)[YK_ATTN_N];  /* [n_layers + 1][side of the layer before]: least seconds + price of bytes from here on */
+    uint64_t *rest_bytes;       /* [n_layers + 2]: fewest */
+    uint8_t (*from)[YK_ATTN_N]; /* [n_layers + 1][side]: side before */
+    uint32_t most;              /* labels of a layer */
+    label *labels;              /* [n_layers + 2][most] */
     uint32_t *n_labels;
     label *candidates; /* [MAX_CANDIDATES] */
     yk_option *larger; /* [n_layers]: a choice that just does not fit */
+    yk_option *own;    /* [n_layers]: the best for the slot of now */
+    move *moves;       /* [MAX_MOVES] */
 } yk_search;
 
 yk_status yk_search_open(yk_solver *s, yk_error *err)
@@ -49,7 +59,10 @@ yk_status yk_search_open(yk_solver *s, yk_error *err)
     q->n_labels = yk_alloc(YK_MEM_PLAN, n + 2, sizeof *q->n_labels);
     q->larger = yk_alloc(YK_MEM_PLAN, n, sizeof *q->larger);
     q->candidates = yk_alloc(YK_MEM_PLAN, MAX_CANDIDATES, sizeof *q->candidates);
-    if (!q->rest || !q->rest_bytes || !q->from || !q->labels || !q->n_labels || !q->larger || !q->candidates)
+    q->own = yk_alloc(YK_MEM_PLAN, n, sizeof *q->own);
+    q->moves = yk_alloc(YK_MEM_PLAN, MAX_MOVES, sizeof *q->moves);
+    if (!q->rest || !q->rest_bytes || !q->from || !q->labels || !q->n_labels || !q->larger || !q->candidates || !q->own ||
+        !q->moves)
         return yk_fail_memory(err, ((n + 2) * q->most + MAX_CANDIDATES) * sizeof(label), "the planner");
     return YK_OK;
 }
@@ -66,6 +79,8 @@ void yk_search_close(yk_solver *s)
     yk_free(q->n_labels);
     yk_free(q->candidates);
     yk_free(q->larger);
+    yk_free(q->own);
+    yk_free(q->moves);
     yk_free(q);
     s->search = NULL;
 }
@@ -87,7 +102,7 @@ static void price_hulls(yk_solver *s, double price)
 {
     for (uint32_t i = 0; i < s->n_classes; i++) {
         yk_class *k = &s->classes[i];
-        for (int side = 0; side < 2; side++) {
+        for (int side = 0; side < YK_ATTN_N; side++) {
             const yk_option *o = k->options[side];
             const uint32_t *h = k->hull[side];
             uint32_t low = 0, high = k->n_hull[side];
@@ -118,32 +133,44 @@ static bool better(path a, path b)
     return a.value < b.value || (a.value == b.value && a.bytes < b.bytes);
 }
 
+/* What a layer (the head: number n_layers) adds on a side at the price of price_hulls. */
+static path own_of(const yk_solver *s, uint32_t l, int side, double price)
+{
+    const yk_search *q = s->search;
+    path own = {INFINITY, 0};
+    if (l < s->shape->n_layers && class_of(s, l)->n_hull[side]) {
+        own.value = class_of(s, l)->at_best[side];
+        own.bytes = class_of(s, l)->options[side][class_of(s, l)->at[side]].bytes;
+    } else if (l == s->shape->n_layers && side < 2 && head_allowed(s, side)) {
+        own.value = q->head[side] + price * (double)q->head_bytes[side];
+        own.bytes = q->head_bytes[side];
+    }
+    return own;
+}
+
 /* The best sequence of sides at a price; its choice is taken when choice is given. */
 static path best_path(yk_solver *s, double price, yk_option *choice, bool *head)
 {
     yk_search *q = s->search;
     const uint32_t n = s->shape->n_layers;
-    path at[2] = {{0, 0}, {INFINITY, 0}};
+    const int sides = s->slot.attn ? YK_ATTN_N : 2;
+    path at[YK_ATTN_N] = {{0, 0}, {INFINITY, 0}, {INFINITY, 0}};
     price_hulls(s, price);
     for (uint32_t l = 0; l <= n; l++) {
-        path next[2];
-        for (int side = 0; side < 2; side++) {
-            path own = {INFINITY, 0};
-            if (l < n && class_of(s, l)->n_hull[side]) {
-                own.value = class_of(s, l)->at_best[side];
-                own.bytes = class_of(s, l)->options[side][class_of(s, l)->at[side]].bytes;
-            } else if (l == n && head_allowed(s, side)) {
-                own.value = q->head[side] + price * (double)q->head_bytes[side];
-                own.bytes = q->head_bytes[side];
+        path next[YK_ATTN_N];
+        for (int side = 0; side < sides; side++) {
+            const path own = own_of(s, l, side, price);
+            next[side] = (path){at[side].value + own.value, at[side].bytes + own.bytes};
+            q->from[l][side] = (uint8_t)side;
+            for (int from = 0; from < sides; from++) {
+                const path cross = {at[from].value + own.value + q->cross[from][side], at[from].bytes + own.bytes};
+                if (from != side && better(cross, next[side])) {
+                    next[side] = cross;
+                    q->from[l][side] = (uint8_t)from;
+                }
             }
-            const path stay = {at[side].value + own.value, at[side].bytes + own.bytes};
-            const path cross = {at[!side].value + own.value + q->cross, at[!side].bytes + own.bytes};
-            const bool moved = better(cross, stay);
-            next[side] = moved ? cross : stay;
-            q->from[l][side] = (uint8_t)(moved ? !side : side);
         }
-        at[0] = next[0];
-        at[1] = next[1];
+        memcpy(at, next, (size_t)sides * sizeof *at);
     }
     const int end = better(at[1], at[0]);
     if (choice) {
@@ -164,7 +191,7 @@ static void keep_if_better(yk_solver *s, bool head, yk_best *best)
     if (t < best->s) {
         best->s = t;
         best->head = head;
-        best->slot_bytes = s->slot_bytes;
+        best->slot = s->slot;
         memcpy(best->choice, s->choice, s->shape->n_layers * sizeof *best->choice);
     }
 }
@@ -238,6 +265,72 @@ static void between(yk_solver *s, uint64_t room, bool head, bool larger_head, yk
     keep_if_better(s, head, best);
 }
 
+/* Layers before `at` on one side, the others on another. */
+typedef struct blocks {
+    int first, second;
+    bool head;
+    uint32_t at;
+    double seconds;
+} blocks;
+
+/* Where one side gives way to the other best, so that it fits; what each layer takes is the best at the price of price_hulls. */
+static void place_blocks(const yk_solver *s, uint64_t room, blocks *b)
+{
+    const yk_search *q = s->search;
+    const uint32_t n = s->shape->n_layers;
+    const double cross = q->cross[b->first][b->second], begin = q->cross[YK_ATTN_HOST][b->first];
+    uint64_t bytes = q->head_bytes[b->head];
+    double seconds = q->head[b->head];
+    b->seconds = INFINITY;
+    for (uint32_t l = 0; l < n; l++) {
+        const yk_class *k = class_of(s, l);
+        if (!k->n_hull[b->first] || !k->n_hull[b->second])
+            return;
+        seconds += k->options[b->second][k->at[b->second]].seconds;
+        bytes += k->options[b->second][k->at[b->second]].bytes;
+    }
+    for (uint32_t l = 0; l <= n; l++) {
+        const int last = l < n ? b->second : b->first;
+        const double t =
+            seconds + (l ? begin : q->cross[YK_ATTN_HOST][b->second]) + (l && l < n ? cross : 0) + q->cross[last][b->head];
+        if (bytes <= room && t < b->seconds) {
+            b->seconds = t;
+            b->at = l;
+        }
+        if (l == n)
+            break;
+        const yk_class *k = class_of(s, l);
+        const yk_option *to = &k->options[b->first][k->at[b->first]], *from = &k->options[b->second][k->at[b->second]];
+        seconds += to->seconds - from->seconds;
+        bytes = bytes - from->bytes + to->bytes;
+    }
+}
+
+/* The best path may change sides with every kind of layer, when one kind gains a little more by a byte than the other. Paths
+ * with one change save the others. */
+static void in_blocks(yk_solver *s, uint64_t room, double price, yk_best *best)
+{
+    blocks least = {.seconds = INFINITY};
+    price_hulls(s, price);
+    for (int first = 0; first < YK_ATTN_N; first++)
+        for (int second = 0; second < YK_ATTN_N; second++)
+            for (int head = 0; head < 2; head++) {
+                blocks b = {.first = first, .second = second, .head = head};
+                if (first == second || !head_allowed(s, head))
+                    continue;
+                place_blocks(s, room, &b);
+                least = b.seconds < least.seconds ? b : least;
+            }
+    if (isinf(least.seconds))
+        return;
+    for (uint32_t l = 0; l < s->shape->n_layers; l++) {
+        const int side = l < least.at ? least.first : least.second;
+        s->choice[l] = class_of(s, l)->options[side][class_of(s, l)->at[side]];
+    }
+    spend(s, room - bytes_of(s, s->choice) - s->search->head_bytes[least.head]);
+    keep_if_better(s, least.head, best);
+}
+
 /* The price at which the best path just fits: the bound is highest there. Returns the bound; *price: INFINITY nothing fits. */
 static double find_price(yk_solver *s, uint64_t room, double *price, yk_best *best)
 {
@@ -277,7 +370,140 @@ static double find_price(yk_solver *s, uint64_t room, double *price, yk_best *be
     best_path(s, low, s->search->larger, &larger_head);
     best_path(s, high, s->choice, &head);
     between(s, room, head, larger_head, best);
+    for (int i = -1; i <= 1 && bound < best->s; i++)
+        in_blocks(s, room, ldexp(high, i), best);
     return bound;
+}
+
+/* ---- exchanging ---- */
+
+static double crossings(const yk_solver *s, const yk_option *choice, uint32_t l, int side, bool head)
+{
+    const yk_search *q = s->search;
+    const int before = l ? choice[l - 1].attn : YK_ATTN_HOST, after = l + 1 < s->shape->n_layers ? choice[l + 1].attn : head;
+    return q->cross[before][side] + q->cross[side][after];
+}
+
+/* A layer as far as changing it goes. */
+typedef struct likeness {
+    uint32_t class, seen;
+    uint64_t bytes;
+    double seconds, cross;
+} likeness;
+
+/* What could be chosen instead in each layer. Of layers that are alike, neighbours included, two are enough. all: every option,
+ * not only the hull. */
+static uint32_t make_moves(const yk_solver *s, const yk_option *choice, bool head, bool all)
+{
+    enum { KINDS = 64 };
+    move *m = s->search->moves;
+    likeness kinds[KINDS];
+    uint32_t n = 0, n_kinds = 0;
+    for (uint32_t l = 0; l < s->shape->n_layers; l++) {
+        const yk_class *k = class_of(s, l);
+        const yk_option *now = &choice[l];
+        const double cross = crossings(s, choice, l, now->attn, head);
+        uint32_t i = 0;
+        while (i < n_kinds && (kinds[i].class != s->class_of[l] || kinds[i].bytes != now->bytes ||
+                               kinds[i].seconds != now->seconds || kinds[i].cross != cross))
+            i++;
+        if (i == n_kinds && n_kinds < KINDS)
+            kinds[n_kinds++] = (likeness){s->class_of[l], 0, now->bytes, now->seconds, cross};
+        if (i < n_kinds && kinds[i].seen++ >= 2)
+            continue;
+        for (int side = 0; side < YK_ATTN_N; side++) {
+            const double change = cross - crossings(s, choice, l, side, head);
+            const uint32_t count = all ? k->n_options[side] : k->n_hull[side];
+            for (uint32_t x = 0; x < count && n < MAX_MOVES; x++) {
+                const yk_option *o = &k->options[side][all ? x : k->hull[side][x]];
+                if (o->bytes != now->bytes || o->seconds != now->seconds)
+                    m[n++] = (move){(int64_t)o->bytes - (int64_t)now->bytes, now->seconds - o->seconds + change, l, o};
+            }
+        }
+    }
+    return n;
+}
+
+static int by_more_bytes(const void *pa, const void *pb)
+{
+    const move *a = pa, *b = pb;
+    if (a->bytes != b->bytes)
+        return a->bytes < b->bytes ? -1 : 1;
+    if (a->gain != b->gain)
+        return a->gain > b->gain ? -1 : 1;
+    return a->layer != b->layer ? (a->layer < b->layer ? -1 : 1) : a->to->attn - b->to->attn;
+}
+
+enum { TOP = 4 };
+
+/* The moves of different layers that gain most, the best one first. */
+static void keep_top(const move *top[TOP], const move *x)
+{
+    int i = 0, end = 0;
+    while (end < TOP - 1 && top[end] && top[end]->layer != x->layer)
+        end++;
+    if (top[end] && top[end]->gain >= x->gain)
+        return;
+    while (i < end && top[i]->gain >= x->gain)
+        i++;
+    memmove(top + i + 1, top + i, (size_t)(end - i) * sizeof *top);
+    top[i] = x;
+}
+
+/* The one or two moves that gain most within so many bytes more, by bytes; two not of neighbours, whose crossings depend on each
+ * other. */
+static double best_moves(move *m, uint32_t n, int64_t left, const move *out[2])
+{
+    const move *top[TOP] = {NULL}; /* of those that go with m[i] */
+    double gain = 0;
+    qsort(m, n, sizeof *m, by_more_bytes);
+    for (uint32_t i = n, end = 0; i-- > 0;) {
+        for (; end < n && m[end].bytes <= left - m[i].bytes; end++)
+            keep_top(top, &m[end]);
+        if (m[i].bytes <= left && m[i].gain > gain) {
+            gain = m[i].gain;
+            out[0] = &m[i];
+            out[1] = NULL;
+        }
+        for (int k = 0; k < TOP && top[k]; k++) {
+            const uint32_t a = top[k]->layer, b = m[i].layer;
+            if (a <= b + 1 && b <= a + 1)
+                continue;
+            if (top[k]->gain + m[i].gain > gain) {
+                gain = top[k]->gain + m[i].gain;
+                out[0] = &m[i];
+                out[1] = top[k];
+            }
+            break;
+        }
+    }
+    return gain;
+}
+
+/* Options come in lumps (a layer's attention with KV), which leaves room that no single change can use: make one layer smaller
+ * and another one larger while that gains anything. */
+static void exchange(yk_solver *s, uint64_t room, yk_best *best)
+{
+    enum { TIMES = 64, OF_ALL = 6 };
+    bool all = false;
+    for (int i = 0; i < TIMES + OF_ALL; i++) {
+        const move *take[2] = {NULL, NULL};
+        const double was = best->s;
+        const uint64_t used = bytes_of(s, best->choice) + s->search->head_bytes[best->head];
+        const uint32_t n = make_moves(s, best->choice, best->head, all);
+        if (used <= room && best_moves(s->search->moves, n, (int64_t)(room - used), take) > 1e-9 * was) {
+            memcpy(s->choice, best->choice, s->shape->n_layers * sizeof *s->choice);
+            for (int k = 0; k < 2 && take[k]; k++)
+                s->choice[take[k]->layer] = *take[k]->to;
+            keep_if_better(s, best->head, best);
+        }
+        if (best->s < was)
+            continue;
+        if (all)
+            return;
+        all = true;
+        i = TIMES - 1;
+    }
 }
 
 /* ---- what the gap leaves open ---- */
@@ -291,18 +517,18 @@ static void make_rest(yk_solver *s, double price)
     q->rest_bytes[n + 1] = 0;
     q->rest_bytes[n] = head_allowed(s, 0) ? q->head_bytes[0] : q->head_bytes[1];
     for (uint32_t l = n + 1; l-- > 0;) {
-        double own[2];
-        for (int side = 0; side < 2; side++)
-            if (l == n)
-                own[side] = head_allowed(s, side) ? q->head[side] + price * (double)q->head_bytes[side] : INFINITY;
-            else
-                own[side] = class_of(s, l)->at_best[side] + q->rest[l + 1][side];
-        for (int side = 0; side < 2; side++)
-            q->rest[l][side] = fmin(own[side], own[!side] + q->cross);
+        double own[YK_ATTN_N];
+        for (int side = 0; side < YK_ATTN_N; side++)
+            own[side] = own_of(s, l, side, price).value + (l < n ? q->rest[l + 1][side] : 0);
+        for (int side = 0; side < YK_ATTN_N; side++) {
+            q->rest[l][side] = INFINITY;
+            for (int to = 0; to < YK_ATTN_N; to++)
+                q->rest[l][side] = fmin(q->rest[l][side], own[to] + q->cross[side][to]);
+        }
         if (l == n)
             continue;
         uint64_t least = UINT64_MAX;
-        for (int side = 0; side < 2; side++)
+        for (int side = 0; side < YK_ATTN_N; side++)
             if (class_of(s, l)->n_options[side] && class_of(s, l)->options[side][0].bytes < least)
                 least = class_of(s, l)->options[side][0].bytes;
         q->rest_bytes[l] = least + q->rest_bytes[l + 1];
@@ -312,7 +538,7 @@ static void make_rest(yk_solver *s, double price)
 /* Options whose price is within the gap of the best one's; when there are many, the nearest. */
 static void make_near(yk_class *k, double price, double gap)
 {
-    for (int side = 0; side < 2; side++) {
+    for (int side = 0; side < YK_ATTN_N; side++) {
         const yk_option *o = k->options[side];
         uint32_t *near = k->near[side], n = 0;
         double worst = gap;
@@ -360,23 +586,26 @@ static uint32_t spread(label *c, uint32_t n, uint32_t parts)
 /* Without what another one beats in bytes and seconds; at most `most`. */
 static uint32_t thin(label *c, uint32_t n, uint32_t most)
 {
-    uint32_t kept = 0;
-    double least[2] = {INFINITY, INFINITY};
+    uint32_t kept = 0, to = 0;
+    int sides = 2;
+    double least[YK_ATTN_N] = {INFINITY, INFINITY, INFINITY};
     qsort(c, n, sizeof *c, by_side_and_bytes);
     for (uint32_t i = 0; i < n; i++)
         if (c[i].seconds < least[c[i].side]) {
             least[c[i].side] = c[i].seconds;
             c[kept++] = c[i];
+            sides = c[i].side == YK_ATTN_COPIED ? YK_ATTN_N : sides;
         }
     if (kept <= most)
         return kept;
-    uint32_t sides = 0;
-    while (sides < kept && !c[sides].side)
-        sides++;
-    const uint32_t host = sides ? spread(c, sides, most / 2) : 0;
-    const uint32_t device = kept > sides ? spread(c + sides, kept - sides, most / 2) : 0;
-    memmove(c + host, c + sides, device * sizeof *c);
-    return host + device;
+    for (uint32_t from = 0, end; from < kept; from = end) {
+        for (end = from + 1; end < kept && c[end].side == c[from].side;)
+            end++;
+        const uint32_t m = spread(c + from, end - from, most / (uint32_t)sides);
+        memmove(c + to, c + from, m * sizeof *c);
+        to += m;
+    }
+    return to;
 }
 
 typedef struct step_to {
@@ -391,14 +620,14 @@ static void extend(yk_solver *s, step_to *t, uint32_t before, int side, const yk
     const uint32_t n = s->shape->n_layers;
     const label *from = &q->labels[(size_t)t->layer * q->most + before];
     const uint64_t bytes = from->bytes + o->bytes;
-    const double seconds = from->seconds + o->seconds + (from->side != side ? q->cross : 0);
+    const double seconds = from->seconds + o->seconds + q->cross[from->side][side];
     const double rest = t->layer < n ? q->rest[t->layer + 1][side] : 0;
     const double bound = seconds + t->price * (double)bytes + rest - t->base;
     if (bytes + q->rest_bytes[t->layer + 1] > t->room || !(bound < t->limit) || !(seconds < t->limit))
         return;
     if (t->n_candidates == MAX_CANDIDATES)
         t->n_candidates = thin(q->candidates, t->n_candidates, q->most);
-    q->candidates[t->n_candidates++] = (label){bytes, seconds, bound, before, option, side};
+    q->candidates[t->n_candidates++] = (label){bytes, seconds, bound, before, option, (uint8_t)side};
 }
 
 /* Paths over all layers, as many as there is place for. */
@@ -417,7 +646,7 @@ static void close_gap(yk_solver *s, uint64_t room, double price, double bound, y
         t.layer = l;
         t.n_candidates = 0;
         for (uint32_t b = 0; b < q->n_labels[l]; b++)
-            for (int side = 0; side < 2; side++) {
+            for (int side = 0; side < (l < n ? YK_ATTN_N : 2); side++) {
                 if (l == n) {
                     const yk_option o = {.bytes = q->head_bytes[side], .seconds = q->head[side]};
                     if (head_allowed(s, side))
@@ -459,13 +688,26 @@ double yk_search_run(yk_solver *s, uint64_t room, bool deep, yk_best *best)
 {
     yk_search *q = s->search;
     double price;
-    q->cross = yk_solver_cross(s);
+    for (int a = 0; a < YK_ATTN_N; a++)
+        for (int b = 0; b < YK_ATTN_N; b++)
+            q->cross[a][b] = yk_solver_cross(s, a, b);
     for (int side = 0; side < 2; side++) {
         q->head[side] = yk_solver_head(s, side);
         q->head_bytes[side] = side ? s->shape->head.bytes : 0;
     }
-    const double bound = find_price(s, room, &price, best);
-    if (deep && !isinf(price) && yk_search_open_gap(s, bound, best))
+    if (!deep)
+        return find_price(s, room, &price, best);
+    yk_best own = {.s = INFINITY, .choice = q->own};
+    const double bound = find_price(s, room, &price, &own);
+    if (isinf(own.s))
+        return bound;
+    exchange(s, room, &own);
+    memcpy(s->choice, own.choice, s->shape->n_layers * sizeof *s->choice);
+    keep_if_better(s, own.head, best);
+    if (yk_search_open_gap(s, bound, best)) {
         close_gap(s, room, price, bound, best);
+        if (best->slot.bytes == s->slot.bytes && best->slot.attn == s->slot.attn)
+            exchange(s, room, best);
+    }
     return bound;
 }

@@ -49,7 +49,12 @@ static void kinds_of(const yk_slice *s, char out[YK_N_BUCKETS + YK_N_CHUNKS + 2]
 static void put_layer(yk_text *t, const yk_plan *plan, uint32_t layer)
 {
     const yk_plan_layer *y = &plan->layers[layer];
+    bool copied = false;
     yk_text_put(t, "attn %s", yk_plan_home_name(plan, y->attn_home));
+    for (int c = 0; c < YK_N_CHUNKS; c++)
+        copied = copied || y->attn_chunk[c];
+    for (int c = 0; copied && c < YK_N_CHUNKS; c++)
+        yk_text_put(t, "%s%c", c ? "" : " ", y->attn_chunk[c] ? '>' : 'c');
     for (uint32_t i = 0, end; i < y->n_slices; i = end) {
         const yk_slice *s = &y->slices[i];
         char kinds[YK_N_BUCKETS + YK_N_CHUNKS + 2];

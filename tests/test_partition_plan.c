@@ -459,11 +459,12 @@ static void try_layer(brute *b, uint32_t l)
     }
     yk_plan_layer *y = &b->p->layers[l];
     const uint32_t n = y->n_slices;
-    for (int attn = 0; attn < 2; attn++)
+    for (int attn = 0; attn < YK_ATTN_N; attn++)
         for (uint32_t g = 0; g <= n; g++)
             for (uint32_t dec = 0; dec <= n - g; dec++)
                 for (uint32_t pre = 0; pre <= n - g; pre++) {
-                    y->attn_home = attn ? 0 : YK_HOST;
+                    y->attn_home = attn == YK_ATTN_DEVICE ? 0 : YK_HOST;
+                    memset(y->attn_chunk, attn == YK_ATTN_COPIED ? 1 + YK_KIND_CG : 0, sizeof y->attn_chunk);
                     for (uint32_t i = 0; i < n; i++) {
                         y->slices[i].home = i < g ? 0 : YK_HOST;
                         for (int k = 0; k < YK_N_BUCKETS; k++) {

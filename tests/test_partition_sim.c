@@ -250,12 +250,14 @@ static yk_sim_result simulate(const yk_shape *s, const yk_plan *p, const yk_step
 }
 
 /* What makes a step hard to sum up (docs/SIMULATOR.md); NONE: nothing of these. */
-enum cause { NONE, SHARED_MEMORY, HOST_COPIES, ROUTING_SPREAD, SMALL_COPIES, BUCKET_EDGE, N_CAUSES };
+enum cause { NONE, SHARED_MEMORY, TURNS, ATTN_COPIED, HOST_COPIES, ROUTING_SPREAD, SMALL_COPIES, BUCKET_EDGE, N_CAUSES };
 static const struct {
     const char *name;
     double median, worst; /* ceilings: they only go down */
 } causes[N_CAUSES] = {{"none of these", 0.01, 0.04},
                       {"a memory that CPU and device share", 0.01, 0.03},
+                      {"copies, attention here and there in turns", 0.01, 0.09},
+                      {"prefill: attention is copied", 0.01, 0.03},
                       {"copies beside attention on the host", 0.01, 0.02},
                       {"decode: some experts are copied", 0.01, 0.06},
                       {"prefill: copies expert by expert", 0.01, 0.02},
@@ -263,9 +265,13 @@ static const struct {
 
 static enum cause cause_of(const yk_plan *p, const yk_step_kind *step)
 {
-    bool copies = false, experts = false, expert_copies = false, host = false;
+    bool copies = false, experts = false, expert_copies = false, host = false, attn = false;
+    uint32_t turns = 0; /* a layer is priced as if its neighbours were like it */
     for (uint32_t l = 0; l < p->n_layers; l++) {
-        host = host || p->layers[l].attn_home == YK_HOST;
+        const yk_attn place = yk_cost_attn_of(&p->layers[l], step);
+        turns += l && place != yk_cost_attn_of(&p->layers[l - 1], step);
+        host = host || place == YK_ATTN_HOST;
+        attn = attn || place == YK_ATTN_COPIED;
         for (uint32_t i = 0; i < p->layers[l].n_slices; i++) {
             const yk_slice *sl = &p->layers[l].slices[i];
             const yk_kind kind = yk_slice_kind(sl, step->prefill, step->n);
@@ -276,6 +282,10 @@ static enum cause cause_of(const yk_plan *p, const yk_step_kind *step)
     }
     if (p->n_devices && machine.devices[0].shared_memory)
         return SHARED_MEMORY;
+    if ((copies || attn) && 8 * turns > p->n_layers)
+        return TURNS;
+    if (attn)
+        return ATTN_COPIED;
     if (copies && host)
         return HOST_COPIES;
     if (expert_copies)

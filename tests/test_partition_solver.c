@@ -102,7 +102,8 @@ static void check_speed(void **state)
 
 /* One way to treat a layer: g units resident, then d (p) of them copied when decoding (in prefill). */
 typedef struct way {
-    bool attn, shared, shared_d, shared_p;
+    yk_attn attn;
+    bool shared, shared_d, shared_p;
     uint32_t g, d, p;
     uint64_t bytes, slot;
     double seconds;
@@ -113,8 +114,8 @@ typedef struct brute {
     const yk_plan_limits *l;
     yk_cost cost;
     yk_step_kind dec, pre;
-    double n_dec, n_pre, cross, head_s[2];
-    uint64_t room; /* for weights, KV, staging */
+    double n_dec, n_pre, cross_dec, cross_pre, head_s[2];
+    uint64_t room, kv; /* for weights, KV, staging; KV of a layer */
     way *ways[4];
     uint32_t n_ways[4];
     double best;
@@ -150,9 +151,10 @@ static double way_seconds(const brute *b, uint32_t l, const way *w, bool prefill
                            0, y->part[YK_PART_SHEXP].cut.n, 1};
     if (y->part[YK_PART_SHEXP].n)
         yk_cost_add(&b->cost, &load, y, step, &shared);
+    const yk_attn place = w->attn == YK_ATTN_COPIED && !prefill ? YK_ATTN_HOST : w->attn;
     if (!chosen)
-        return yk_cost_layer(&b->cost, l, step, w->attn, &load, NULL);
-    const yk_cost_side attn = yk_cost_side_of(&b->cost, l, step, w->attn);
+        return yk_cost_layer(&b->cost, l, step, place, &load, NULL);
+    const yk_cost_side attn = yk_cost_side_of(&b->cost, l, step, place);
     yk_cost_experts(&b->cost, &experts, y, step);
     return yk_cost_spread(&b->cost, step, &attn, &load, &experts, NULL);
 }
@@ -169,12 +171,13 @@ static void add_way(brute *b, uint32_t l, way w)
     const yk_shape_part *p = &y->part[exp ? YK_PART_EXP : YK_PART_FFN], *sh = &y->part[YK_PART_SHEXP];
     const uint64_t one = exp ? yk_shape_units_bytes(p, 0, p->cut.n) : 0,
                    all_sh = sh->n ? yk_shape_units_bytes(sh, 0, sh->cut.n) : 0;
-    const uint64_t kv = (b->l->context + 15) / 16 * 16 * yk_shape_kv_bytes(b->s, b->l->kv_elem_bytes);
-    w.bytes = (w.attn ? yk_shape_attn_bytes(y) + kv : 0) + (w.shared ? all_sh : 0) +
+    w.bytes = (w.attn == YK_ATTN_DEVICE ? yk_shape_attn_bytes(y) + b->kv : 0) + (w.shared ? all_sh : 0) +
               (exp ? w.g * one : yk_shape_units_bytes(p, 0, w.g));
     w.slot = exp ? (w.d || w.p ? one : 0) : biggest(yk_shape_units_bytes(p, w.g, w.d), yk_shape_units_bytes(p, w.g, w.p));
     if (w.shared_d || w.shared_p)
         w.slot = biggest(w.slot, all_sh);
+    if (w.attn == YK_ATTN_COPIED)
+        w.slot = biggest(w.slot, yk_shape_attn_bytes(y));
     w.seconds = b->n_dec * way_seconds(b, l, &w, false) + b->n_pre * way_seconds(b, l, &w, true);
     if (b->ways[l])
         b->ways[l][b->n_ways[l]] = w;
@@ -187,20 +190,27 @@ static void make_ways(brute *b, uint32_t l)
     const uint32_t n = y->part[YK_PART_EXP].n ? y->part[YK_PART_EXP].n : y->part[YK_PART_FFN].cut.n;
     const int shared = y->part[YK_PART_SHEXP].n ? 5 : 1;
     b->n_ways[l] = 0;
-    for (int attn = 0; attn < 2; attn++)
+    for (int attn = 0; attn < YK_ATTN_N; attn++)
         for (uint32_t g = 0; g <= n; g++)
             for (uint32_t d = 0; d <= n - g; d++)
                 for (uint32_t p = 0; p <= n - g; p++)
                     for (int x = 0; x < shared; x++)
-                        add_way(b, l, (way){attn, x == 4, x < 4 && x & 1, x < 4 && x & 2, g, d, p, 0, 0, 0});
+                        add_way(b, l, (way){(yk_attn)attn, x == 4, x < 4 && x & 1, x < 4 && x & 2, g, d, p, 0, 0, 0});
 }
 
-static void try_all(brute *b, uint32_t l, uint64_t bytes, uint64_t slot, double seconds, bool side)
+static double cross(const brute *b, yk_attn from, yk_attn to)
+{
+    return ((from == YK_ATTN_DEVICE) != (to == YK_ATTN_DEVICE) ? b->cross_dec : 0) +
+           ((from == YK_ATTN_HOST) != (to == YK_ATTN_HOST) ? b->cross_pre : 0);
+}
+
+/* kv: bytes of the place for KV of attention that is copied. */
+static void try_all(brute *b, uint32_t l, uint64_t bytes, uint64_t slot, uint64_t kv, double seconds, yk_attn side)
 {
     if (l == b->s->n_layers || l == 4) {
         for (int head = 0; head < 2; head++) {
-            const double t = seconds + b->head_s[head] + (head != side ? b->cross : 0);
-            if (bytes + 2 * slot + (head ? b->s->head.bytes : 0) <= b->room && t < b->best) {
+            const double t = seconds + b->head_s[head] + cross(b, side, head ? YK_ATTN_DEVICE : YK_ATTN_HOST);
+            if (bytes + 2 * slot + kv + (head ? b->s->head.bytes : 0) <= b->room && t < b->best) {
                 b->best = t;
                 b->best_head = head;
                 memcpy(b->best_pick, b->pick, sizeof b->pick);
@@ -212,8 +222,8 @@ static void try_all(brute *b, uint32_t l, uint64_t bytes, uint64_t slot, double 
         const way *w = &b->ways[l][i];
         b->pick[l] = i;
         if (bytes + w->bytes <= b->room)
-            try_all(b, l + 1, bytes + w->bytes, biggest(slot, w->slot), seconds + w->seconds + (w->attn != side ? b->cross : 0),
-                    w->attn);
+            try_all(b, l + 1, bytes + w->bytes, biggest(slot, w->slot), w->attn == YK_ATTN_COPIED ? b->kv : kv,
+                    seconds + w->seconds + cross(b, side, w->attn), w->attn);
     }
 }
 
@@ -230,7 +240,8 @@ static void check_best(const brute *b, const yk_machine *m)
         const yk_shape_part *part = b->s->layers[l].part;
         const bool exp = part[YK_PART_EXP].n > 0;
         const uint32_t n = exp ? part[YK_PART_EXP].n : part[YK_PART_FFN].cut.n;
-        p.layers[l].attn_home = w->attn ? 0 : YK_HOST;
+        p.layers[l].attn_home = w->attn == YK_ATTN_DEVICE ? 0 : YK_HOST;
+        memset(p.layers[l].attn_chunk, w->attn == YK_ATTN_COPIED ? 1 + YK_KIND_CG : 0, YK_N_CHUNKS);
         for (uint32_t u = 0; u < n;) {
             yk_slice sl = {.group = exp ? YK_PART_EXP : YK_PART_FFN, .home = u < w->g ? 0 : YK_HOST};
             uint32_t end = u < w->g ? w->g : n;
@@ -261,16 +272,19 @@ static void check_best(const brute *b, const yk_machine *m)
     yk_plan_clear(&p);
 }
 
-static double brute_force(const yk_machine *m, const yk_shape *s, const yk_plan_limits *l, double most)
+/* copied: is attention copied in the best plan? */
+static double brute_force(const yk_machine *m, const yk_shape *s, const yk_plan_limits *l, double most, bool *copied)
 {
     brute b = {.s = s, .l = l, .best = INFINITY};
     double all = 1;
     yk_cost_init(&b.cost, m, 0, s);
     b.dec = (yk_step_kind){.n = 1, .depth = l->context / 2, .kv_elem_bytes = 2};
-    b.pre = (yk_step_kind){.prefill = true, .n = l->batch, .kv_elem_bytes = 2};
+    b.pre = (yk_step_kind){.prefill = true, .n = l->batch, .depth = (512 - l->batch) / 2, .kv_elem_bytes = 2};
     b.n_dec = 128;
     b.n_pre = 512.0 / l->batch;
-    b.cross = b.n_dec * yk_cost_cross(&b.cost, &b.dec) + b.n_pre * yk_cost_cross(&b.cost, &b.pre);
+    b.cross_dec = b.n_dec * yk_cost_cross(&b.cost, &b.dec);
+    b.cross_pre = b.n_pre * yk_cost_cross(&b.cost, &b.pre);
+    b.kv = (l->context + 15) / 16 * 16 * yk_shape_kv_bytes(s, l->kv_elem_bytes);
     for (int h = 0; h < 2; h++)
         b.head_s[h] = b.n_dec * yk_cost_head(&b.cost, &b.dec, h) + b.n_pre * yk_cost_head(&b.cost, &b.pre, h);
     b.room = l->devices[0].budget_bytes - yk_plan_activation_bytes(s, l);
@@ -285,11 +299,14 @@ static double brute_force(const yk_machine *m, const yk_shape *s, const yk_plan_
         assert_non_null(b.ways[i]);
         make_ways(&b, i);
     }
-    try_all(&b, 0, 0, 0, 0, false);
+    try_all(&b, 0, 0, 0, 0, 0, YK_ATTN_HOST);
     assert_true(b.best < INFINITY); /* nothing on the device is a plan, too */
     check_best(&b, m);
-    for (uint32_t i = 0; i < s->n_layers; i++)
+    *copied = false;
+    for (uint32_t i = 0; i < s->n_layers; i++) {
+        *copied = *copied || b.ways[i][b.best_pick[i]].attn == YK_ATTN_COPIED;
         free(b.ways[i]);
+    }
     return b.best;
 }
 
@@ -298,7 +315,7 @@ static void check_against_brute_force(void **state)
     (void)state;
     const uint32_t wanted = is_long ? 2000 : 300;
     uint64_t rng = 33;
-    uint32_t within_1 = 0, within_5 = 0, cases = 0, layers[4] = {0}, experts = 0, used = 0;
+    uint32_t within_1 = 0, within_5 = 0, cases = 0, layers[4] = {0}, experts = 0, used = 0, attn = 0;
     double worst = 1, sum = 0;
     for (uint64_t seed = 0; cases < wanted; seed++) {
         yk_shape s;
@@ -313,7 +330,8 @@ static void check_against_brute_force(void **state)
         l.context = 512;
         l.batch = seed % 2 ? 64 : 512;
         l.devices[0].budget_bytes += yk_plan_activation_bytes(&s, &l);
-        const double best = brute_force(&m, &s, &l, is_long ? 3e6 : 3e5);
+        bool copied;
+        const double best = brute_force(&m, &s, &l, is_long ? 3e6 : 3e5, &copied);
         if (best > 0) {
             solve(&p, &m, &s, &l, seed);
             const double ratio = yk_plan_request_s(&p, &m, &s, &l) / best;
@@ -321,6 +339,7 @@ static void check_against_brute_force(void **state)
             layers[s.n_layers]++;
             experts += s.n_experts > 0;
             used += p.n_devices > 0;
+            attn += copied;
             within_1 += ratio <= 1.01;
             within_5 += ratio <= 1.05;
             sum += ratio - 1;
@@ -333,11 +352,11 @@ static void check_against_brute_force(void **state)
         }
         yk_shape_close(&s);
     }
-    printf("%u cases (%u, %u, %u of 1, 2, 3 layers; %u with experts; device used in %u): within 1 %% of the best in %u, within "
-           "5 %% in %u, "
-           "mean %.3f %%, worst %.2f %%\n",
-           cases, layers[1], layers[2], layers[3], experts, used, within_1, within_5, 100 * sum / cases, 100 * (worst - 1));
-    assert_true(within_1 >= 0.99 * cases && within_5 == cases);
+    printf("%u cases (%u, %u, %u of 1, 2, 3 layers; %u with experts; device used in %u; attention copied in the best of %u): "
+           "within 1 %% of the best in %u, within 5 %% in %u, mean %.3f %%, worst %.2f %%\n",
+           cases, layers[1], layers[2], layers[3], experts, used, attn, within_1, within_5, 100 * sum / cases,
+           100 * (worst - 1));
+    assert_true(within_1 >= 0.99 * cases && within_5 == cases && attn > cases / 20);
     assert_true(used > cases / 3 && experts > cases / 10 && layers[1] > cases / 20 && layers[2] > cases / 20);
 }
 
@@ -379,13 +398,22 @@ static void make_better(yk_machine *m, yk_plan_limits *l, int how, double f)
     }
 }
 
+static bool copies_attention(const yk_plan *p)
+{
+    bool any = false;
+    for (uint32_t l = 0; l < p->n_layers; l++)
+        for (int c = 0; c < YK_N_CHUNKS; c++)
+            any = any || p->layers[l].attn_chunk[c];
+    return any;
+}
+
 static void check_properties(void **state)
 {
     (void)state;
     const uint32_t cases = is_long ? 5000 : 500;
     uint64_t rng = 77;
     double worst[N_BETTER] = {0};
-    uint32_t used = 0, copies = 0;
+    uint32_t used = 0, copies = 0, attn = 0;
     for (uint64_t seed = 0; seed < cases; seed++) {
         yk_shape s;
         yk_machine m;
@@ -407,6 +435,7 @@ static void check_properties(void **state)
         yk_free(b);
         used += p.n_devices > 0;
         copies += p.n_devices > 0 && p.memory[1][YK_MEM_STAGING] > 0;
+        attn += copies_attention(&p);
         const double t = yk_plan_request_s(&p, &m, &s, &l), f = yk_pt_uniform(&rng, 1.01, 3);
         for (int how = 0; how < N_BETTER; how++) {
             yk_machine m2 = m;
@@ -425,11 +454,11 @@ static void check_properties(void **state)
         yk_plan_clear(&again);
         yk_shape_close(&s);
     }
-    printf("%u cases, device used in %u, copies in %u; at worst", cases, used, copies);
+    printf("%u cases, device used in %u, copies in %u, of attention in %u; at worst", cases, used, copies, attn);
     for (int how = 0; how < N_BETTER; how++)
         printf("%s %s %.2f %%", how ? "," : "", better_names[how], 100 * worst[how]);
     printf(" slower\n");
-    assert_true(used > cases / 4 && copies > cases / 10);
+    assert_true(used > cases / 4 && copies > cases / 10 && attn > cases / 20);
 }
 
 /* ---- against the bound, at real sizes ---- */
@@ -450,7 +479,7 @@ static void check_against_bound(void **state)
             yk_cost cost;
             yk_error err = {0};
             yk_best best = {.s = INFINITY};
-            uint64_t sizes[YK_MAX_SLOTS];
+            yk_slot slots[YK_MAX_SLOTS];
             yk_pt_machine(&m, "rtx-4090-desktop");
             yk_pt_shape(&s, shapes[i], NULL);
             const yk_plan_limits l = yk_pt_limits(&m, (uint64_t)gib << 30);
@@ -461,10 +490,13 @@ static void check_against_bound(void **state)
             yk_cost_init(&cost, &m, 0, &s);
             yk_solver_set_cost(&solver, &cost);
             double bound = INFINITY;
-            for (uint32_t k = 0, n = yk_solver_slots(&solver, sizes); k < n && 2 * sizes[k] <= room; k++) {
-                yk_solver_set_slot(&solver, sizes[k], room - 2 * sizes[k]);
+            for (uint32_t k = 0, n = yk_solver_slots(&solver, slots); k < n; k++) {
+                const uint64_t staging = yk_solver_staging(&solver, slots[k]);
+                if (staging > room)
+                    continue;
+                yk_solver_set_slot(&solver, slots[k], room - staging);
                 best.s = INFINITY;
-                bound = fmin(bound, yk_search_run(&solver, room - 2 * sizes[k], false, &best));
+                bound = fmin(bound, yk_search_run(&solver, room - staging, false, &best));
             }
             solve(&p, &m, &s, &l, (uint64_t)i);
             const double gap = yk_plan_request_s(&p, &m, &s, &l) / bound - 1;
