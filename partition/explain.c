@@ -117,6 +117,18 @@ static void put_prefill(yk_text *t, const yk_plan_speed *s, size_t width)
         put_words(t, &w, width, 9);
 }
 
+/* Does more memory bandwidth help this phase more than a faster link? Then copies wait for memory, which the CPU reads, too. */
+static bool link_waits_for_memory(const yk_plan_speed *s, bool prefill)
+{
+    double memory = 0, link = 0;
+    for (uint32_t i = 0; i < s->n_help; i++) {
+        const double v = prefill ? s->help[i].prefill_tps : s->help[i].decode_tps;
+        memory = strstr(s->help[i].name, "memory bandwidth") ? v : memory;
+        link = strstr(s->help[i].name, "of the link") ? v : link;
+    }
+    return link > 0 && memory > link;
+}
+
 static void put_bound(yk_text *t, const yk_plan_speed *s, bool prefill, size_t width)
 {
     static const struct {
@@ -125,7 +137,8 @@ static void put_bound(yk_text *t, const yk_plan_speed *s, bool prefill, size_t w
                                  {"gpu", "the GPU", "the GPU", "GPU"},
                                  {"link", "the link", "the link", "link"},
                                  {"hand-off", "handing over", "handing over", "hand-off"}};
-    const char *word = s->bound[prefill];
+    const char *word = s->bound[prefill],
+               *why = strcmp(word, "link") == 0 && link_waits_for_memory(s, prefill) ? " and RAM" : "";
     int percent[YK_PLAN_N_BOUNDS], most = (int)(100 * s->bound_share[prefill] + 0.5);
     words w = {.n = 0};
     bool any = false;
@@ -137,7 +150,8 @@ static void put_bound(yk_text *t, const yk_plan_speed *s, bool prefill, size_t w
             word = prefill ? lanes[k].prefill : lanes[k].decode;
             most = s->share[prefill][k] > 0 ? percent[k] : most;
         }
-    say(&w, "  %s is bound by %s: %d %% of the %s", prefill ? "prefill" : "decode", word, most, prefill ? "time" : "token");
+    say(&w, "  %s is bound by %s%s: %d %% of the %s", prefill ? "prefill" : "decode", word, why, most,
+        prefill ? "time" : "token");
     for (int k = 0; k < YK_PLAN_N_BOUNDS; k++)
         if (strcmp(s->bound[prefill], lanes[k].name) != 0 && percent[k] > 0) {
             say(&w, "%s%s %d %%", any ? ", " : " (", lanes[k].shown, percent[k]);

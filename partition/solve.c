@@ -114,24 +114,33 @@ static void add_alternatives(yk_solver *s, yk_plan *plan, bool device, uint64_t 
 
 /* ---- machines that are not this one ---- */
 
+/* All rates of a lane times `factor`. */
+static void scale_lane(yk_lane *l, double factor)
+{
+    for (int t = 0; t < YK_TYPE_LIMIT; t++) {
+        for (int b = 0; b < YK_N_BUCKETS; b++)
+            l->s_per_byte[t][b] /= factor;
+        for (uint32_t i = 0; i < l->prompt[t].n; i++)
+            l->prompt[t].s_per_byte[i] /= factor;
+    }
+    for (int i = 0; i < YK_HEAD_DIMS; i++) {
+        l->head_kv_s_per_byte[i] /= factor;
+        l->head_s_per_flop[i] /= factor;
+    }
+    l->read_s_per_byte /= factor;
+    l->attention_s_per_flop /= factor;
+    l->stage_s /= factor;
+    l->row_s_per_byte /= factor;
+    l->fixed_s /= factor;
+}
+
 /* A card that a device of the same silicon stands for: all rates are the CPU's times five, a link of half the CPU's rate,
  * nothing disturbs anything, no latency. */
 static void rehearse(yk_cost *c)
 {
     c->gpu = c->cpu;
-    for (int t = 0; t < YK_TYPE_LIMIT; t++)
-        for (int b = 0; b < YK_N_BUCKETS; b++)
-            c->gpu.s_per_byte[t][b] /= REHEARSAL_SPEED;
-    for (int t = 0; t < YK_TYPE_LIMIT; t++)
-        for (uint32_t i = 0; i < c->gpu.prompt[t].n; i++)
-            c->gpu.prompt[t].s_per_byte[i] /= REHEARSAL_SPEED;
-    for (int i = 0; i < YK_HEAD_DIMS; i++) {
-        c->gpu.head_kv_s_per_byte[i] /= REHEARSAL_SPEED;
-        c->gpu.head_s_per_flop[i] /= REHEARSAL_SPEED;
-    }
+    scale_lane(&c->gpu, REHEARSAL_SPEED);
     c->gpu.stage_s = c->gpu.row_s_per_byte = 0;
-    c->gpu.read_s_per_byte /= REHEARSAL_SPEED;
-    c->gpu.attention_s_per_flop /= REHEARSAL_SPEED;
     c->gpu.fixed_s = c->launch_s = c->hand_s = c->link_s = 0;
     c->link_s_per_byte = c->back_s_per_byte = c->cpu.read_s_per_byte / REHEARSAL_LINK;
     c->pair = (yk_pair){0};
@@ -147,7 +156,7 @@ static void faster_memory(yk_cost *c)
             if (c->cpu.s_per_byte[t][b] < c->cpu.read_s_per_byte / NEAR_MEMORY)
                 c->cpu.s_per_byte[t][b] *= factor;
     for (int i = 0; i < YK_HEAD_DIMS; i++)
-        if (c->cpu.head_kv_s_per_byte[i] < c->cpu.read_s_per_byte / 0.6)
+        if (c->cpu.head_kv_s_per_byte[i] < c->cpu.read_s_per_byte / NEAR_MEMORY)
             c->cpu.head_kv_s_per_byte[i] *= factor;
     c->cpu.read_s_per_byte *= factor;
     c->pair.cpu += c->pair.cpu > 0 ? MORE_BYTES_PER_S : 0;
@@ -166,28 +175,22 @@ static bool faster_link(yk_cost *c)
     return true;
 }
 
-static void faster_lane(yk_lane *l)
-{
-    for (int t = 0; t < YK_TYPE_LIMIT; t++)
-        for (int b = 0; b < YK_N_BUCKETS; b++)
-            l->s_per_byte[t][b] /= MORE_SPEED;
-    l->read_s_per_byte /= MORE_SPEED;
-    l->attention_s_per_flop /= MORE_SPEED;
-    l->fixed_s /= MORE_SPEED;
-}
-
-/* The same with more or faster cores: products that run near the memory's rate do not go faster. */
+/* The same with more or faster cores: what runs near the memory's rate does not go faster. */
 static void faster_cores(yk_lane *l)
 {
     yk_lane fast = *l;
-    faster_lane(&fast);
+    const double near = l->read_s_per_byte / NEAR_MEMORY;
+    scale_lane(&fast, MORE_SPEED);
     for (int t = 0; t < YK_TYPE_LIMIT; t++)
         for (int b = 0; b < YK_B_PREFILL; b++) {
             const double s = l->s_per_byte[t][b];
-            fast.s_per_byte[t][b] = s < l->read_s_per_byte / NEAR_MEMORY ? s : fast.s_per_byte[t][b];
+            fast.s_per_byte[t][b] = s < near ? s : fast.s_per_byte[t][b];
             if (b)
                 fast.s_per_byte[t][b] = fmax(fast.s_per_byte[t][b], fast.s_per_byte[t][b - 1]);
         }
+    for (int i = 0; i < YK_HEAD_DIMS; i++)
+        if (l->head_kv_s_per_byte[i] < near)
+            fast.head_kv_s_per_byte[i] = l->head_kv_s_per_byte[i];
     fast.read_s_per_byte = l->read_s_per_byte;
     *l = fast;
 }
@@ -304,7 +307,7 @@ static void add_helps(job *j, yk_plan *plan, bool used)
     }
     cost = j->real;
     if (used && bound_by(plan, YK_BOUND_GPU)) {
-        faster_lane(&cost.gpu);
+        scale_lane(&cost.gpu, MORE_SPEED);
         snprintf(name, sizeof name, "a %.0f %% faster %s", 100 * (MORE_SPEED - 1), j->device->name);
         help_of_speed(j, plan, name, &cost, used);
     }
