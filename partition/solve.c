@@ -270,10 +270,10 @@ static void add_help(job *j, yk_plan *plan, const char *name, const yk_best *b)
 static void help_of_speed(job *j, yk_plan *plan, const char *name, const yk_cost *cost, bool used)
 {
     yk_best b = used ? j->best : j->cpu;
-    uint64_t sizes[YK_MAX_SLOTS];
+    yk_slot slots[YK_MAX_SLOTS];
     yk_solver_set_cost(&j->s, cost);
-    if (used && !b.slot_bytes && yk_solver_slots(&j->s, sizes) > 1) /* it copies nothing yet */
-        b.slot_bytes = sizes[1];
+    if (used && !b.slot.bytes && yk_solver_slots(&j->s, slots) > 1) /* it copies nothing yet */
+        b.slot = slots[1];
     add_help(j, plan, name, &b);
 }
 
