@@ -138,6 +138,7 @@ static int run(yk_model *m, const yk_plan *plan, const char *isa, const int32_t 
     yk_model_get_info(m, &info);
     yk_engine_opts_init(&o);
     o.plan = plan;
+    o.device = plan ? NULL : "cpu"; /* what the plans are compared with */
     o.device = plan ? NULL : "cpu"; /* on a machine with a card, the default is to use it */
     o.isa = isa;
     o.threads = 2;
