@@ -7,10 +7,12 @@
 #include "partition/svg.h"
 #include "partition/text.h"
 
-enum { WIDTH = 100, DEFAULT_PROMPT = 512 };
+enum { WIDTH = 100, DEFAULT_PROMPT = 512, DEFAULT_GEN = 128 };
 
 /* Effects below this are none. */
 #define FELT 0.005
+/* So much faster without a flag is worth a line; formula and simulator may differ by less. */
+#define WORTH_SAYING 0.05
 /* RAM that is not the model's. */
 #define ELSE_BYTES (2ull << 30)
 
@@ -111,7 +113,8 @@ static void put_prefill(yk_text *t, const yk_plan_speed *s, size_t width)
     }
     for (uint32_t i = 0; i < s->n_prompts; i++) {
         say(&w, i ? ", %u" : "; prompt of %u", s->ttft_ms[i].at);
-        say(&w, ": %s s", number(b, s->ttft_ms[i].value / 1e3));
+        const double ms = s->ttft_ms[i].value;
+        say(&w, ms < 999.5 ? ": %s ms" : ": %s s", number(b, ms < 999.5 ? ms : ms / 1e3));
     }
     if (w.n)
         put_words(t, &w, width, 9);
@@ -185,6 +188,39 @@ static void put_help(yk_text *t, const yk_plan_speed *s, bool prefill, size_t wi
         say(&w, "%s%s", !i ? "  no more with " : i + 1 < s->n_help ? ", " : " or ", s->help[order[i]].name);
     if (w.n)
         put_words(t, &w, width, 4);
+}
+
+static double request_s(const yk_alternative *a, const yk_plan_limits *limits)
+{
+    return (limits->prompt_tokens ? limits->prompt_tokens : DEFAULT_PROMPT) / a->prefill_tps +
+           (limits->gen_tokens ? limits->gen_tokens : DEFAULT_GEN) / a->decode_tps;
+}
+
+/* Flags that bind the plan cost speed when something else makes a request faster. */
+static void put_wishes(yk_text *t, const yk_plan *plan, const yk_plan_limits *limits)
+{
+    const yk_plan_wishes *wishes = &limits->wishes;
+    const yk_alternative *a = plan->alternatives;
+    const char *flags[4];
+    uint32_t n = 0;
+    bool faster = false;
+    words w = {.n = 0};
+    for (uint32_t i = 1; i < plan->n_alternatives; i++)
+        faster = faster || (a[i].decode_tps > 0 && request_s(&a[i], limits) < (1 - WORTH_SAYING) * request_s(&a[0], limits));
+    if (wishes->ngl_given)
+        flags[n++] = "-ngl";
+    if (wishes->ncmoe)
+        flags[n++] = "-ncmoe";
+    if (wishes->nkvo)
+        flags[n++] = "-nkvo";
+    if (wishes->n_overrides)
+        flags[n++] = "-ot";
+    for (uint32_t i = 0; i < n && faster; i++)
+        say(&w, "%s%s", i ? i + 1 < n ? ", " : " and " : "  ", flags[i]);
+    if (w.n) {
+        say(&w, " %s this plan slower than it could be: leave %s out", n > 1 ? "make" : "makes", n > 1 ? "them" : "it");
+        put_words(t, &w, WIDTH, 4);
+    }
 }
 
 static void put_alternatives(yk_text *t, const yk_plan *plan, const yk_plan_limits *limits)
@@ -272,8 +308,10 @@ void yk_plan_put_head(yk_text *t, const yk_plan *plan, const yk_shape *shape, co
 {
     char b[YK_TEXT_NUMBER];
     words w = {.n = 0};
-    say(&w, "plan %s: %s, %u layers, %.2f GiB; context %u, %u sequence%s, KV %s", plan->plan_id, shape->name, shape->n_layers,
-        weight_bytes(shape) / 0x1p30, limits->context, limits->max_seqs, limits->max_seqs == 1 ? "" : "s",
+    const double all = weight_bytes(shape);
+    say(&w, all < 0x1p30 ? "plan %s: %s, %u layers, %.1f MiB" : "plan %s: %s, %u layers, %.2f GiB", plan->plan_id, shape->name,
+        shape->n_layers, all < 0x1p30 ? all / 0x1p20 : all / 0x1p30);
+    say(&w, "; context %u, %u sequence%s, KV %s", limits->context, limits->max_seqs, limits->max_seqs == 1 ? "" : "s",
         limits->kv_elem_bytes == 4 ? "F32" : "F16");
     put_words(t, &w, width, 2);
     if (machine) {
@@ -300,6 +338,7 @@ yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const
     yk_text_put(&t, "\n");
     yk_plan_put_speed(&t, plan, limits, WIDTH);
     put_alternatives(&t, plan, limits);
+    put_wishes(&t, plan, limits);
     put_memory(&t, plan, shape, machine, limits);
     yk_text_put(&t, "\n%s", strips);
     put_assign(&t, plan, shape);

@@ -622,9 +622,19 @@ static void check_example_by_hand(void **state)
     /* embedding row over, attention, then the slower of both halves (the CPU with hand-off both ways), head, logits back */
     const double want =
         row / 10e9 + attn / 400e9 + fmax(half / 400e9, half / 40e9 + 2 * row / 10e9) + head / 400e9 + 4 * 4096 / 10e9;
-    const double got = yk_cost_plan(&c, &p, &step, NULL);
+    double bound[YK_BOUND_N];
+    const double got = yk_cost_plan(&c, &p, &step, bound);
     if (fabs(got / want - 1) > 1e-9)
         fail_msg("%.9g s instead of %.9g s", got, want);
+    assert_true(fabs(1 / got - 183.2) < 0.1);
+    assert_true(fabs(bound[YK_BOUND_CPU] / got - 0.922) < 0.001 && fabs(bound[YK_BOUND_GPU] / got - 0.0768) < 0.001);
+    /* 10 GB/s more of memory; the other half on the device, too. */
+    m.rates.read_bytes_per_s = m.rates.product[YK_TYPE_F16][YK_B_1] = 50e9;
+    yk_cost_init(&c, &m, 0, &s);
+    assert_true(fabs(1 / yk_cost_plan(&c, &p, &step, NULL) - 224.6) < 0.1);
+    memset(p.layers[0].slices[1].kind, YK_KIND_GG, sizeof cc.kind);
+    p.layers[0].slices[1].home = 0;
+    assert_true(fabs(1 / yk_cost_plan(&c, &p, &step, NULL) - 699.6) < 0.5);
     yk_plan_clear(&p);
     yk_shape_close(&s);
 }

@@ -152,6 +152,7 @@ static yk_status limits_to_show(yk_plan_limits *l, const yk_plan *plan, const yk
             return YK_OK;
     }
     limits_of(l, plan, shape, s, o);
+    YK_TRY(yk_auto_wishes(&l->wishes, o, err));
     for (uint32_t i = 0; i < plan->n_devices && !s->machine;
          i++) { /* without a machine the plan's own figures are the limits */
         yk_plan_device_limit *d = &l->devices[l->n_devices++];

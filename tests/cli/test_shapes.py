@@ -136,6 +136,12 @@ def test_lost_flags():
         assert r.code in (2, 4) and r.bytes == b'' and r.err.count('\n') == 1 and words in r.err, r
 
 
+def test_flags_that_cost():
+    slow = good(*PLAN, '-ngl', 5, '-ncmoe', 46).out
+    assert '\n  -ngl and -ncmoe make this plan slower than it could be: leave them out\n' in slow, slow
+    assert 'slower than it could be' not in good(*PLAN).out
+
+
 def test_refusals():
     refused(2, ['--machine'], 'plan', '--shape', shape('llama2-13b'))
     refused(2, ['--shape', 'keep one'], *PLAN, '-m', MODEL)
