@@ -47,7 +47,7 @@ def test_profile():
     assert device['name'] == 'null:0' and device['same_silicon'] is True
     for lane in (j['cpu'], device):
         rates = lane['product_bytes_per_s']
-        assert set(rates) == {'Q4_K', 'Q5_K', 'Q6_K', 'Q8_0'}, rates
+        assert set(rates) == {'F32', 'Q4_K', 'Q5_K', 'Q6_K', 'Q8_0'}, rates  # F32: routers
         for row in rates.values():
             figures = [row[b] for b in ('1', '2-4', '5-8', '9-16', '17-32')]
             assert all(f > 1e3 for f in figures) and figures == sorted(figures, reverse=True), row
