@@ -366,7 +366,7 @@ static const value_fn value_fns[VALUES + 1] = {NULL, value_1, value_2, value_3, 
 static const value_fn value_f16_fns[VALUES + 1] = {NULL,        value_f16_1, value_f16_2, value_f16_3,
                                                    value_f16_4, value_f16_5, value_f16_6};
 
-/* n_dims elements of 16 positions to p->v, for more rows than one group. */
+/* n_dims elements of 16 positions to p->v, for more rows than two groups. */
 ALONE void convert(pass *p, const uint16_t *block, uint32_t d0, uint32_t n_dims, const ahead *f)
 {
     const uint32_t full = n_dims / LANES * LANES;
@@ -387,7 +387,7 @@ ALONE void value_block(pass *p, uint32_t block)
 {
     const yk_attention *a = p->a;
     const uint32_t at = block * BLOCK;
-    const bool converted = a->kv_f16 && p->n > VALUES, direct = a->kv_f16 && !converted;
+    const bool converted = a->kv_f16 && p->n > 2 * VALUES, direct = a->kv_f16 && !converted;
     const void *v = a->v_blocks[block];
     ahead f = ahead_of(p, block, true);
     for (uint32_t d0 = 0; d0 < a->head_dim; d0 += PIECE) {
@@ -401,7 +401,9 @@ ALONE void value_block(pass *p, uint32_t block)
              * multiplied. */
             uint32_t lo, hi, n = 1, lo1, hi1;
             range_of(&p->rows[r], at, &lo, &hi);
-            for (; n < VALUES && r + n < p->n; n++) {
+            const uint32_t left = p->n - r,
+                           most = left > VALUES && left <= VALUES + 2 ? 4 : VALUES; /* 7 and 8: two of about 4 */
+            for (; n < most && r + n < p->n; n++) {
                 range_of(&p->rows[r + n], at, &lo1, &hi1);
                 if (lo1 != lo || hi1 != hi)
                     break;
