@@ -44,7 +44,7 @@ struct yk_pool {
     _Atomic(bool) stop;
     _Alignas(64) _Atomic(uint64_t) rescued;
     uint64_t next_serial;
-    uint32_t n;
+    uint32_t n, n_cores;
     yk_arena scratch;
     worker_state *workers;
     yk_stage_watch watch; /* is told of stages, or NULL */
@@ -277,6 +277,7 @@ yk_status yk_pool_open(yk_pool **out, const yk_pool_opts *opts, yk_error *err)
     if (!pool)
         return yk_fail_memory(err, sizeof *pool, "the worker pool");
     pool->n = n;
+    pool->n_cores = n_cpus;
     pool->next_serial = 1;
     size_t scratch = 0;
     yk_status st = YK_OK;
@@ -315,6 +316,10 @@ void yk_pool_close(yk_pool **pool)
 uint32_t yk_pool_size(const yk_pool *pool)
 {
     return pool->n;
+}
+uint32_t yk_pool_cores(const yk_pool *pool)
+{
+    return pool->n_cores;
 }
 void yk_pool_watch(yk_pool *pool, yk_stage_watch watch, void *user)
 {

@@ -69,6 +69,8 @@ typedef struct yk_pool_opts {
 yk_status yk_pool_open(yk_pool **out, const yk_pool_opts *opts, yk_error *err);
 void yk_pool_close(yk_pool **pool);
 uint32_t yk_pool_size(const yk_pool *pool);
+/* Physical cores this process could use when the pool was opened, at most YK_MAX_WORKERS. */
+uint32_t yk_pool_cores(const yk_pool *pool);
 /* Slices computed again so far. */
 uint64_t yk_pool_rescued(const yk_pool *pool);
 

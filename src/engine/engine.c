@@ -307,22 +307,11 @@ yk_status yk_engine_workers(uint32_t threads, uint32_t *n, yk_error *err)
     return YK_OK;
 }
 
-/* Workers wait for each other at every stage: two on one core wait for the scheduler instead. */
-static yk_status warn_threads(uint32_t n_workers, yk_error *err)
-{
-    uint32_t cpus[YK_MAX_WORKERS], n_cores = 0;
-    YK_TRY(yk_topology_cores(cpus, YK_MAX_WORKERS, &n_cores, err));
-    if (n_workers > n_cores)
-        yk_log(YK_LOG_WARN, "%u threads on %u cores that this process may use: more than one for each makes it slower", n_workers, n_cores);
-    return YK_OK;
-}
-
 /* Everything behind the choice of the plan. plan NULL: the CPU alone. */
 static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_opts *o, yk_error *err)
 {
     uint32_t n_workers;
     YK_TRY(yk_engine_workers(o->threads, &n_workers, err));
-    YK_TRY(warn_threads(n_workers, err));
     if (o->trace_path)
         YK_TRY(yk_trace_open(&e->trace, o->trace_path, err));
     if (plan && plan->n_devices) {
@@ -334,6 +323,9 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
     yk_rope_table(e->model, e->context, e->rope_cs);
     const yk_pool_opts po = {.n_workers = n_workers, .scratch_bytes = yk_scratch_map(e, NULL, NULL), .pin = true};
     YK_TRY(yk_pool_open(&e->pool, &po, err));
+    if (n_workers > yk_pool_cores(e->pool)) /* they wait for each other at every stage, and then for the scheduler */
+        yk_log(YK_LOG_WARN, "%u threads on %u cores that this process may use: more than one for each makes it slower", n_workers,
+               yk_pool_cores(e->pool));
     e->weight_bytes_per_token = token_bytes(e->model);
     snprintf(e->plan_id, sizeof e->plan_id, "cpu-only");
     if (o->pack_cache && !o->no_repack)

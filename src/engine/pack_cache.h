@@ -54,6 +54,8 @@ uint32_t yk_pack_cache_unit(const yk_pack_cache *c, const yk_weight *gate, uint3
 bool yk_pack_cache_get(yk_pack_cache *c, uint32_t entry, uint8_t *out);
 /* From any thread: write an entry, where the cache is being written. The same bytes may be given again. */
 void yk_pack_cache_put(yk_pack_cache *c, uint32_t entry, const uint8_t *bytes);
+/* Have all entries that were asked for come from the file so far? */
+bool yk_pack_cache_reading(const yk_pack_cache *c);
 /* Is the cache being written? */
 bool yk_pack_cache_writing(const yk_pack_cache *c);
 /* Do not write it after all: the weights are not packed. */

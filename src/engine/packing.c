@@ -146,7 +146,7 @@ yk_status yk_packer_flush(yk_packer *p, yk_error *err)
     atomic_init(&claims[0], 0);
     const yk_status st = yk_pool_run(p->e->pool, &job, err);
     yk_pool_wait_job(p->e->pool, &job);
-    for (uint32_t i = 0; !p->keep_source && i < p->n; i++)
+    for (uint32_t i = 0; !p->keep_source && !yk_pack_cache_reading(p->e->cache) && i < p->n; i++) /* what is not read is not there */
         release_item(p, &p->items[i]);
     const uint64_t bytes = p->bytes;
     p->n = 0;
