@@ -8,6 +8,7 @@
 #   gpu-tests                                device, kernel, product, attention and dialect tests, hybrid plans; compute-sanitizer where it is
 #   kernels                                  products, attention, launches, copies, hand-off: yoke profile, and its fits as CSV
 #   bench                                    yoke bench, everything on the device and on the CPU alone: models/ and one made here
+#   model SHAPE@TYPE                         makes a model that is too large for the steps that use it to make it
 #   hybrid --cell MODEL:BUDGET               yoke bench with this much device memory, beside the CPU alone. MODEL: a file, or SHAPE@TYPE of yoke synth,
 #                                            which is made here: hybrid --cell llama-1b@Q4_K_M:400M
 #
@@ -70,7 +71,8 @@ model() {
         *) die "$1 is neither a file nor SHAPE@TYPE (yoke synth --list)" ;;
     esac
     if [ ! -f "$file" ]; then
-        run 400 "$yoke" synth "${1%@*}" "${1#*@}" -o "$file" || die "model $1 could not be made: $log"
+        run "${2:-180}" "$yoke" synth "${1%@*}" "${1#*@}" -o "$file" ||
+            die "model $1 was not made here (too large? the step \"model $1\" takes more time): $log"
     fi
     echo "$file"
 }
@@ -101,7 +103,7 @@ do_carry() {
 }
 
 do_build() {
-    local started=$SECONDS tests=(device kernels matvec attention dialect) targets=(src/cli/yoke gpu/yoke-cuda.so gpu/yoke-null.so) t again=()
+    local started=$SECONDS tests=(device kernels matvec attention dialect) targets=(src/cli/yoke gpu/yoke-cuda.so gpu/yoke-null.so tests/yoke-cuda.so) t again=()
     command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || die "build: nvcc is not there"
     [ -f "$build/build.ninja" ] && again=(--reconfigure)
     run 120 meson setup "${again[@]}" "$build" -Dbuildtype=release -Dcuda=enabled -Dnvcc_arch="$sm" -Dopencl=disabled -Dtests=enabled ||
@@ -109,7 +111,7 @@ do_build() {
     for t in "${tests[@]}"; do
         targets+=("tests/test_gpu_$t")
     done
-    run 560 ninja -C "$build" "${targets[@]}" tests/test_hybrid || {
+    run 460 ninja -C "$build" "${targets[@]}" tests/test_hybrid || {
         tail -n 20 "$log" >&2
         die "build: failed: $log"
     }
@@ -138,19 +140,19 @@ do_gpu_tests() {
     bad=0
     echo "test,result,exit,seconds" >"$out/tests.csv"
     export YOKE_SOURCE=$root YOKE_FIXTURES=${YOKE_FIXTURES:-$root/../shared/models}
-    one dialect 60 "$b/test_gpu_dialect"
+    one dialect 20 "$b/test_gpu_dialect"
     for t in device kernels matvec attention; do
-        one "$t" 100 "$b/test_gpu_$t" cuda "$b"
+        one "$t" 60 "$b/test_gpu_$t" cuda "$b"
     done
-    YOKE_CUDA_HOLD=1 one device-hold 60 "$b/test_gpu_device" cuda "$b"
-    one hybrid 100 "$b/test_hybrid" cuda 400 tiny-mixtral
+    YOKE_CUDA_HOLD=1 one device-hold 40 "$b/test_gpu_device" cuda "$b"
+    one hybrid 80 "$b/test_hybrid" cuda 400 tiny-mixtral
     check=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
     if [ -x "$check" ]; then # it runs kernels one at a time: mailboxes must not hold a stream of the driver
         export YOKE_CUDA_HOLD=1
         for t in kernels attention matvec; do
-            one "memcheck-$t" 60 "$check" --tool memcheck --error-exitcode 9 "$b/test_gpu_$t" cuda
+            one "memcheck-$t" 50 "$check" --tool memcheck --error-exitcode 9 "$b/test_gpu_$t" cuda
         done
-        one racecheck-kernels 60 "$check" --tool racecheck --error-exitcode 9 "$b/test_gpu_kernels" cuda
+        one racecheck-kernels 50 "$check" --tool racecheck --error-exitcode 9 "$b/test_gpu_kernels" cuda
         unset YOKE_CUDA_HOLD
     else
         say "gpu-tests: compute-sanitizer is not there: kernels were not checked with it"
@@ -193,7 +195,7 @@ rows() {
     local file=$1 label=$2 text
     shift 2
     echo "+ bench $*" >>"$log"
-    text=$(timeout -k 10 200 "$yoke" bench -o csv "$@" 2>>"$log" </dev/null) || {
+    text=$(timeout -k 10 90 "$yoke" bench -o csv "$@" 2>>"$log" </dev/null) || {
         say "$label: yoke bench $* failed: $log"
         bad=$((bad + 1))
         return
@@ -243,6 +245,13 @@ while [ $# -gt 0 ]; do
         gpu-tests) do_gpu_tests ;;
         kernels) do_kernels ;;
         bench) do_bench ;;
+        model)
+            if [ $# -lt 1 ]; then
+                die "model needs SHAPE@TYPE"
+            fi
+            model "$1" 560 || exit 1
+            shift
+            ;;
         hybrid)
             if [ "${1:-}" != --cell ] || [ $# -lt 2 ]; then
                 die "hybrid needs --cell MODEL:BUDGET"
@@ -250,9 +259,9 @@ while [ $# -gt 0 ]; do
             do_hybrid "$2"
             shift 2
             ;;
-        -h | --help) sed -n '2,19s/^# \{0,1\}//p' "$0" ;;
+        -h | --help) sed -n '2,20s/^# \{0,1\}//p' "$0" ;;
         *)
-            echo "device.sh: unknown step $step (carry build gpu-tests kernels bench hybrid)" >&2
+            echo "device.sh: unknown step $step (carry build gpu-tests kernels bench model hybrid)" >&2
             exit 2
             ;;
     esac
