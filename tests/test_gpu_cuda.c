@@ -170,8 +170,12 @@ static void test_free_behind_wait(void **state)
     must(t->stream_open(gpu, YK_STREAM_COMPUTE, &s));
     must(t->mem_alloc(gpu, YK_MEM_STAGING, 4096, &m));
     must(t->box_wait(s, 2, 1));
-    must(t->copy_to_device(s, m, data, sizeof data));
+    void *pinned;
+    must(t->host_alloc(gpu, sizeof data, &pinned));
+    memcpy(pinned, data, sizeof data);
+    must(t->copy_to_device(s, m, pinned, sizeof data));
     must(t->copy_to_host(s, back, m, sizeof back));
+    t->host_free(gpu, pinned);
     t->mem_free(gpu, YK_MEM_STAGING, &m);
     assert_null(m.handle);
     t->mem_used(gpu, used, &budget);

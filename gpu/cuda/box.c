@@ -7,6 +7,9 @@
  * what the waits are for, raises it past all that are satisfied. So the driver's comparison, which is cyclic, sees differences
  * of a few only, closing a stream can end its waits, and a wait whose value is there already costs nothing.
  *
+ * A driver gives more than eight streams of a context the same hardware queues (CUDA_DEVICE_MAX_CONNECTIONS), and a stream that is held then holds
+ * others: the engine has five, and a host program with many of its own sets that variable or YOKE_CUDA_HOLD.
+ *
  * Where the driver has no stream memory operations (or the module was opened with option "hold"), a signal is a host function that stores
  * the value, and a wait keeps what follows it on the stream from the driver until it is over: yk_cu_submit. Neither can block a thread of
  * the driver, and no kernel spins; what it costs is that the commands behind a wait are given to the driver when it is over. */

@@ -27,6 +27,7 @@ typedef struct yk_cu_pinned {
     void *data;
     uint64_t bytes;
     bool registered; /* the caller's memory */
+    bool dead;       /* free, but for work that may still use it */
 } yk_cu_pinned;
 
 struct yk_gpu_kernel {

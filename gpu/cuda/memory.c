@@ -62,6 +62,8 @@ static void drain(yk_gpu *g)
     yk_cu_leave();
 }
 
+static void unpin(yk_gpu *g, const void *data, bool registered);
+
 /* ---- device memory ---- */
 
 static void free_memory(yk_gpu *g, yk_cu_mem *m)
@@ -74,9 +76,17 @@ static void free_memory(yk_gpu *g, yk_cu_mem *m)
     yk_module_host->free(m);
 }
 
+static yk_cu_pinned *dead_pinned(const yk_gpu *g)
+{
+    yk_cu_pinned *p = g->pinned;
+    while (p && !p->dead)
+        p = p->next;
+    return p;
+}
+
 void yk_cu_reap(yk_gpu *g)
 {
-    if (!g->graves || !yk_cu_flows(g))
+    if ((!g->graves && !dead_pinned(g)) || !yk_cu_flows(g))
         return;
     drain(g);
     while (g->graves) {
@@ -84,6 +94,8 @@ void yk_cu_reap(yk_gpu *g)
         g->graves = m->next;
         free_memory(g, m);
     }
+    for (yk_cu_pinned *p; (p = dead_pinned(g));)
+        unpin(g, p->data, false);
 }
 
 yk_status yk_cu_mem_alloc(yk_gpu *g, yk_mem_class cls, uint64_t bytes, yk_gpu_mem *out)
@@ -190,6 +202,10 @@ static void unpin(yk_gpu *g, const void *data, bool registered)
         yk_cu_pinned *p = *at;
         if (p->data != data || p->registered != registered)
             continue;
+        if (!registered && !yk_cu_flows(g)) { /* the driver would wait for the device */
+            p->dead = true;
+            return;
+        }
         *at = p->next;
         drain(g);
         pthread_mutex_lock(&ranges_lock);
