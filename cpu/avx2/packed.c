@@ -115,7 +115,7 @@ INLINE __m256 exponents(const uint8_t *p)
 }
 
 /* Part `part` of `parts` of the lines that `bytes` take, of what comes NEAR and FAR behind p: a few at a time, because a burst waits for the
- * few buffers of outstanding lines (docs/SPEED.md, 11). Addresses past the weights are harmless. */
+ * few buffers of outstanding lines (docs/SPEED.md, 12). Addresses past the weights are harmless. */
 INLINE void prefetch(const uint8_t *p, uint32_t bytes, bool far, int part, int parts)
 {
     const int lines = (int)(bytes + 63) / 64;
