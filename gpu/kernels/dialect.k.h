@@ -85,7 +85,8 @@ typedef unsigned short u16;
 typedef unsigned long long u64;
 typedef float f32;
 
-#define YK_KERNEL(name) extern "C" __global__ void __launch_bounds__(64) name
+#define YK_KERNEL(name) extern "C" __global__ void __launch_bounds__(64, YK_MIN_GROUPS) name
+#define YK_MIN_GROUPS 1 /* of 64 that a multiprocessor must hold: bounds the registers; texts set their own */
 #define YK_FN static __device__ __forceinline__
 #define YK_GLOBAL
 #define YK_LOCAL

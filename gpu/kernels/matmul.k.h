@@ -4,6 +4,9 @@
  * 8 (i / 8) to the seventh behind: a block that is unpacked meets eight tokens, the activations of a block meet two rows. It goes over the four
  * parts of the blocks one after the other. */
 
+#undef YK_MIN_GROUPS
+#define YK_MIN_GROUPS 6
+
 #define YK_MM_TOKENS 64u
 #define YK_MM_OWN 8u /* tokens of a work-item */
 

@@ -3,6 +3,9 @@
  * A group computes 16 rows (one panel). Work-item i has row i % 16 and part i / 16 of the blocks: sixteen neighbours read 64 neighbouring
  * bytes. */
 
+#undef YK_MIN_GROUPS
+#define YK_MIN_GROUPS 12 /* reading decides: many loads in flight */
+
 #define YK_MV_TOKENS 8u
 #define YK_MV_SHARED 512u /* YK_MV_TOKENS * YK_GROUP */
 
