@@ -23,19 +23,24 @@
 
 #if defined(__x86_64__)
 
-enum { CHAINS = 24, CHAINS_AVX = 12 }; /* at least latency times ports; they fit into 32 and 16 registers */
+enum {
+    CHAINS = 16,
+    CHAINS_AVX = 12
+}; /* at least latency times ports; they fit into 32 and 16 registers. All loops unrolled: none is in memory */
 
 __attribute__((target("avx2,fma"))) static double fma_avx2(const yk_crew_work *w, uint8_t *memory)
 {
     const __m256 x = _mm256_set1_ps(0.5f), y = _mm256_set1_ps((float)memory[0] + 1);
     __m256 acc[CHAINS_AVX], sum = _mm256_setzero_ps();
     float out[8];
+#pragma GCC unroll 12
     for (int i = 0; i < CHAINS_AVX; i++)
         acc[i] = _mm256_set1_ps((float)i);
     for (uint64_t n = w->rounds; n; n--)
 #pragma GCC unroll 12
         for (int i = 0; i < CHAINS_AVX; i++)
             acc[i] = _mm256_fmadd_ps(acc[i], x, y);
+#pragma GCC unroll 12
     for (int i = 0; i < CHAINS_AVX; i++)
         sum = _mm256_add_ps(sum, acc[i]);
     _mm256_storeu_ps(out, sum);
@@ -46,12 +51,14 @@ __attribute__((target("avx512f"))) static double fma_avx512(const yk_crew_work *
 {
     const __m512 x = _mm512_set1_ps(0.5f), y = _mm512_set1_ps((float)memory[0] + 1);
     __m512 acc[CHAINS], sum = _mm512_setzero_ps();
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++)
         acc[i] = _mm512_set1_ps((float)i);
     for (uint64_t n = w->rounds; n; n--)
-#pragma GCC unroll 24
+#pragma GCC unroll 16
         for (int i = 0; i < CHAINS; i++)
             acc[i] = _mm512_fmadd_ps(acc[i], x, y);
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++)
         sum = _mm512_add_ps(sum, acc[i]);
     return (double)_mm512_cvtss_f32(sum);
@@ -61,12 +68,16 @@ __attribute__((target("avx2,avxvnni"))) static double vnni_avx2(const yk_crew_wo
 {
     const __m256i a = _mm256_set1_epi8((char)(memory[0] + 1)), b = _mm256_set1_epi8((char)(memory[1] + 1));
     __m256i acc[CHAINS_AVX], sum = _mm256_setzero_si256();
+#pragma GCC unroll 12
     for (int i = 0; i < CHAINS_AVX; i++)
         acc[i] = _mm256_set1_epi32(i);
     for (uint64_t n = w->rounds; n; n--)
 #pragma GCC unroll 12
-        for (int i = 0; i < CHAINS_AVX; i++)
+        for (int i = 0; i < CHAINS_AVX; i++) {
             acc[i] = _mm256_dpbusd_avx_epi32(acc[i], a, b);
+            __asm__("" : "+x"(acc[i])); /* gcc 12 moves the sums about otherwise */
+        }
+#pragma GCC unroll 12
     for (int i = 0; i < CHAINS_AVX; i++)
         sum = _mm256_add_epi32(sum, acc[i]);
     return _mm256_extract_epi32(sum, 0);
@@ -76,12 +87,14 @@ __attribute__((target("avx512f,avx512vnni"))) static double vnni_avx512(const yk
 {
     const __m512i a = _mm512_set1_epi8((char)(memory[0] + 1)), b = _mm512_set1_epi8((char)(memory[1] + 1));
     __m512i acc[CHAINS], sum = _mm512_setzero_si512();
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++)
         acc[i] = _mm512_set1_epi32(i);
     for (uint64_t n = w->rounds; n; n--)
-#pragma GCC unroll 24
+#pragma GCC unroll 16
         for (int i = 0; i < CHAINS; i++)
-            acc[i] = _mm512_dpbusd_epi32(acc[i], a, b);
+            __asm__("vpdpbusd %2, %1, %0" : "+v"(acc[i]) : "v"(a), "v"(b));
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++)
         sum = _mm512_add_epi32(sum, acc[i]);
     return _mm512_cvtsi512_si32(sum);
@@ -91,12 +104,14 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) static double bf16_avx512
 {
     const __m512bh a = (__m512bh)_mm512_set1_epi16((short)(0x3c00 + memory[0]));
     __m512 acc[CHAINS], sum = _mm512_setzero_ps();
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++)
         acc[i] = _mm512_set1_ps((float)i);
     for (uint64_t n = w->rounds; n; n--)
-#pragma GCC unroll 24
+#pragma GCC unroll 16
         for (int i = 0; i < CHAINS; i++)
             acc[i] = _mm512_dpbf16_ps(acc[i], a, a);
+#pragma GCC unroll 16
     for (int i = 0; i < CHAINS; i++)
         sum = _mm512_add_ps(sum, acc[i]);
     return (double)_mm512_cvtss_f32(sum);
