@@ -157,7 +157,16 @@ static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_group
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return yk_f16_to_f32(p[i]); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = yk_f32_to_f16(v); }
 
-YK_FN void yk_load4(const u32 *p, u32 *v) { memcpy(v, p, 16); }
+/* Aligned as on devices, where another address is a fault: sanitizers see it. */
+typedef struct yk_words4 {
+    u32 w[4];
+} __attribute__((aligned(16), may_alias)) yk_words4;
+
+YK_FN void yk_load4(const u32 *p, u32 *v)
+{
+    const yk_words4 four = *(const yk_words4 *)(const void *)p;
+    memcpy(v, four.w, 16);
+}
 
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
 {
