@@ -118,9 +118,9 @@ INLINE __m256 exponents(const uint8_t *p)
  * few buffers of outstanding lines (docs/SPEED.md, 12). Addresses past the weights are harmless. */
 INLINE void prefetch(const uint8_t *p, uint32_t bytes, bool far, int part, int parts)
 {
-    const int lines = (int)(bytes + 63) / 64;
+    const int lines = (int)(bytes + 63) / 64, end = (part + 1) * lines / parts;
 #pragma GCC unroll 16
-    for (int l = part * lines / parts; l < (part + 1) * lines / parts; l++) {
+    for (int l = part * lines / parts; l < end; l++) {
         _mm_prefetch((const char *)p + NEAR + 64 * l, _MM_HINT_T0);
         if (far)
             _mm_prefetch((const char *)p + FAR + 64 * l, _MM_HINT_T1);
