@@ -135,13 +135,13 @@ static void scale_lane(yk_lane *l, double factor)
 }
 
 /* A card that a device of the same silicon stands for: all rates are the CPU's times five, a link of half the CPU's rate,
- * nothing disturbs anything, no latency. */
+ * nothing disturbs anything, no latency on any side, or small models would not be divided at all. */
 static void rehearse(yk_cost *c)
 {
+    c->cpu.stage_s = c->cpu.row_s_per_byte = c->cpu.fixed_s = 0;
     c->gpu = c->cpu;
     scale_lane(&c->gpu, REHEARSAL_SPEED);
-    c->gpu.stage_s = c->gpu.row_s_per_byte = 0;
-    c->gpu.fixed_s = c->launch_s = c->hand_s = c->link_s = 0;
+    c->launch_s = c->hand_s = c->link_s = 0;
     c->link_s_per_byte = c->back_s_per_byte = c->cpu.read_s_per_byte / REHEARSAL_LINK;
     c->pair = (yk_pair){0};
     c->same_memory_rate = 0;
