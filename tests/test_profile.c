@@ -484,6 +484,13 @@ static void test_under_load(void **state)
     printf("first %s, second %s\n", m[0].noisy ? "noisy" : "settled", m[1].noisy ? "noisy" : "settled");
 }
 
+/* Products that sanitizers watch take ten times as long: the time of the quick mode is that of the program as it is shipped. */
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
 /* The quick mode keeps its time, whatever the devices are: here the null device that really computes, which is slow. */
 static void test_quick_time(void **state)
 {
@@ -501,7 +508,7 @@ static void test_quick_time(void **state)
     const double s = (double)(yk_now_ns() - begin) / 1e9;
     printf("quick profile of CPU and null device: %.2f s\n", s);
     assert_true(m.n_devices == 1 && m.rates.product[YK_TYPE_F16][YK_B_PREFILL] > 0 && m.rates.attention_fit.per_s > 0);
-    if (s > 4.5) /* 3 s on a machine that has nothing else to do */
+    if (!SANITIZED && s > 4.5) /* 3 s on a machine that has nothing else to do */
         fail_msg("a quick profile took %.2f s", s);
 }
 
