@@ -3,6 +3,18 @@
 
 const yk_host_calls *yk_module_host;
 
+yk_status yk_module_attach(uint32_t abi, const yk_host_calls *host, const yk_device_table *table, yk_device_table *out)
+{
+    if (abi != YK_DEVICE_ABI || host->abi != YK_DEVICE_ABI || host->size < sizeof *host) {
+        out->abi = YK_DEVICE_ABI; /* all that another ABI can be told */
+        out->size = sizeof *out;
+        return YK_ERR_USAGE;
+    }
+    *out = *table;
+    yk_module_host = host;
+    return YK_OK;
+}
+
 static _Thread_local char error_line[512];
 
 const char *yk_module_last_error(void)

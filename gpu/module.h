@@ -11,7 +11,10 @@
 
 enum { YK_KERNEL_GROUP = 64 }; /* work-items of a group of every kernel */
 
-extern const yk_host_calls *yk_module_host; /* set by yk_module_open */
+extern const yk_host_calls *yk_module_host; /* set by yk_module_attach */
+
+/* First thing in yk_module_open: gives the module's table to a host of the same ABI. YK_ERR_USAGE: it is another. */
+yk_status yk_module_attach(uint32_t abi, const yk_host_calls *host, const yk_device_table *table, yk_device_table *out);
 
 /* Line for last_error; returns the status. */
 yk_status yk_module_fail(yk_status status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

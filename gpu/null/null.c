@@ -374,13 +374,9 @@ static const yk_device_table null_table = {
 
 yk_status yk_module_open(uint32_t abi, const yk_host_calls *host, yk_device_table *out)
 {
-    if (abi != YK_DEVICE_ABI || host->abi != YK_DEVICE_ABI || host->size < sizeof *host) {
-        out->abi = YK_DEVICE_ABI; /* all that another ABI can be told */
-        out->size = sizeof *out;
-        return YK_ERR_USAGE;
-    }
-    *out = null_table;
-    yk_module_host = host;
+    const yk_status fits = yk_module_attach(abi, host, &null_table, out);
+    if (fits != YK_OK)
+        return fits;
     n_configs = 0;
     fail_at = 0;
     n_allocs = 0;
