@@ -14,6 +14,7 @@
 #endif
 
 #include "cpu/avx2/exp.h"
+#include "cpu/vector.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -36,8 +37,6 @@ INLINE float sum_lanes(__m256 a, __m256 b)
 }
 
 /* ---- quantise, to_f16 ---- */
-
-enum { Q_BLOCK = 32, Q_GROUP = 8 };
 
 /* Largest of the 8 integers, which are not negative, of each of eight registers. */
 INLINE __m256i max_of_each(__m256i *m)
@@ -76,17 +75,17 @@ INLINE __m256i quantise_block(const float *x, float inv, int32_t keep, int8_t *q
 INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum)
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    _Alignas(32) float inv[Q_GROUP];
-    _Alignas(32) int32_t keep[Q_GROUP];
-    __m256i m[Q_GROUP];
+    _Alignas(32) float inv[YK_Q_GROUP];
+    _Alignas(32) int32_t keep[YK_Q_GROUP];
+    __m256i m[YK_Q_GROUP];
 #pragma GCC unroll 8
-    for (int b = 0; b < Q_GROUP; b++) {
+    for (int b = 0; b < YK_Q_GROUP; b++) {
         m[b] = _mm256_setzero_si256();
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++)
             m[b] = _mm256_max_epi32(
-                m[b],
-                _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(x + Q_BLOCK * b + LANES * i)), magnitude));
+                m[b], _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(const void *)(x + YK_Q_BLOCK * b + LANES * i)),
+                                       magnitude));
     }
     const __m256i top = max_of_each(m);
     const __m256i small = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x0f800000), top),
@@ -99,11 +98,11 @@ INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum
     _mm256_store_ps(inv, _mm256_andnot_ps(_mm256_castsi256_ps(zero), _mm256_div_ps(by, max)));
     _mm256_store_si256((__m256i *)(void *)keep, _mm256_andnot_si256(zero, _mm256_set1_epi32(-1)));
 #pragma GCC unroll 2
-    for (int g = 0; g < Q_GROUP; g += 4) {
+    for (int g = 0; g < YK_Q_GROUP; g += 4) {
         __m256i d[4];
 #pragma GCC unroll 4
         for (int b = 0; b < 4; b++)
-            d[b] = quantise_block(x + Q_BLOCK * (g + b), inv[g + b], keep[g + b], q + Q_BLOCK * (g + b));
+            d[b] = quantise_block(x + YK_Q_BLOCK * (g + b), inv[g + b], keep[g + b], q + YK_Q_BLOCK * (g + b));
         /* Lane l of each half: that half of block l. */
         const __m256i v = _mm256_hadd_epi32(_mm256_hadd_epi32(d[0], d[1]), _mm256_hadd_epi32(d[2], d[3]));
         const __m128i first = _mm256_castsi256_si128(v), second = _mm256_extracti128_si256(v, 1);
@@ -114,24 +113,7 @@ INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum
 
 static void quantise_q8_avx2(const float *x, uint32_t n, yk_q8 *dst, uint32_t row)
 {
-    const size_t at = (size_t)row * dst->n_blocks;
-    const uint32_t group = Q_BLOCK * Q_GROUP, full = n / group, left = n % group;
-    int8_t *q = dst->q + Q_BLOCK * at;
-    float *scale = dst->scale + at;
-    int16_t *sum = dst->sum + 2 * at;
-    for (uint32_t i = 0; i < full; i++, x += group, q += group, scale += Q_GROUP, sum += 2 * Q_GROUP)
-        quantise_group(x, q, scale, sum);
-    if (left) {
-        float padded[Q_BLOCK * Q_GROUP] = {0}, scales[Q_GROUP];
-        int8_t codes[Q_BLOCK * Q_GROUP];
-        int16_t sums[2 * Q_GROUP];
-        const uint32_t n_blocks = (left + Q_BLOCK - 1) / Q_BLOCK;
-        memcpy(padded, x, left * sizeof *x);
-        quantise_group(padded, codes, scales, sums);
-        memcpy(q, codes, (size_t)Q_BLOCK * n_blocks);
-        memcpy(scale, scales, n_blocks * sizeof *scales);
-        memcpy(sum, sums, 2 * n_blocks * sizeof *sums);
-    }
+    yk_quantise_row(x, n, dst, row, quantise_group);
 }
 
 static void to_f16_avx2(const float *x, uint32_t n, uint16_t *y)
@@ -260,15 +242,6 @@ static void choose(const float *logits, uint32_t n, uint32_t k, uint32_t *ids)
     }
 }
 
-/* Of weights that fall, from the smallest on. */
-INLINE float sum_back(const float *w, uint32_t k)
-{
-    float s = 0.0f;
-    for (uint32_t j = k; j > 0; j--)
-        s += w[j - 1];
-    return s;
-}
-
 /* Sum of e^(logit - max): expert i goes to partial sum i % 16. */
 INLINE float sum_exp(const float *logits, uint32_t n, __m256 max)
 {
@@ -295,14 +268,8 @@ static void route_avx2(const float *logits, uint32_t n, uint32_t k, yk_router ki
         const __m256i m = lanes_of(k - j);
         _mm256_maskstore_ps(weights + j, m, yk_avx2_exp(_mm256_sub_ps(_mm256_maskload_ps(weights + j, m), max)));
     }
-    const float total = kind == YK_ROUTER_TOPK_SOFTMAX ? sum_back(weights, k) : sum_exp(logits, n, max);
-    for (uint32_t j = 0; j < k; j++)
-        weights[j] /= total;
-    if (!renorm)
-        return;
-    const float chosen = sum_back(weights, k);
-    for (uint32_t j = 0; j < k; j++)
-        weights[j] /= chosen;
+    const float total = kind == YK_ROUTER_TOPK_SOFTMAX ? yk_route_sum(weights, k) : sum_exp(logits, n, max);
+    yk_route_weights(weights, k, total, renorm);
 }
 
 void yk_ops_fill_avx2_vector(yk_ops *ops)

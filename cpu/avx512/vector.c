@@ -3,7 +3,6 @@
  * which compilers make as fast (docs/SPEED.md). */
 #include <immintrin.h>
 #include <math.h>
-#include <string.h>
 
 #include "cpu/ops.h"
 
@@ -15,6 +14,7 @@
 #endif
 
 #include "cpu/avx512/exp.h"
+#include "cpu/vector.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -37,8 +37,6 @@ INLINE float sum_lanes(__m512 v)
 
 /* ---- quantise, to_f16 ---- */
 
-enum { Q_BLOCK = 32, Q_GROUP = 8 };
-
 /* Largest of the 16 unsigned integers of each of eight registers. */
 INLINE __m256i max_of_each(__m512i *m)
 {
@@ -60,12 +58,12 @@ INLINE __m256i max_of_each(__m512i *m)
 INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum)
 {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    _Alignas(32) float inv[Q_GROUP];
-    __m512i m[Q_GROUP];
+    _Alignas(32) float inv[YK_Q_GROUP];
+    __m512i m[YK_Q_GROUP];
 #pragma GCC unroll 8
-    for (int b = 0; b < Q_GROUP; b++)
-        m[b] = _mm512_max_epu32(_mm512_and_si512(_mm512_loadu_si512(x + Q_BLOCK * b), magnitude),
-                                _mm512_and_si512(_mm512_loadu_si512(x + Q_BLOCK * b + LANES), magnitude));
+    for (int b = 0; b < YK_Q_GROUP; b++)
+        m[b] = _mm512_max_epu32(_mm512_and_si512(_mm512_loadu_si512(x + YK_Q_BLOCK * b), magnitude),
+                                _mm512_and_si512(_mm512_loadu_si512(x + YK_Q_BLOCK * b + LANES), magnitude));
     const __m256i top = max_of_each(m);
     const __mmask8 small = _mm256_cmplt_epu32_mask(top, _mm256_set1_epi32(0x0f800000)),
                    odd = _mm256_cmpge_epu32_mask(top, _mm256_set1_epi32(0x7f800000));
@@ -78,7 +76,7 @@ INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum
     const __m512i sign = _mm512_set1_epi32((int32_t)0x80000000),
                   below_half = _mm512_castps_si512(_mm512_set1_ps(0x0.ffffffp-1f));
 #pragma GCC unroll 16
-    for (int i = 0; i < 2 * Q_GROUP; i++) {
+    for (int i = 0; i < 2 * YK_Q_GROUP; i++) {
         const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + LANES * i), _mm512_set1_ps(inv[i / 2]));
         const __m512i add = _mm512_ternarylogic_epi32(_mm512_castps_si512(v), sign, below_half, 0xea);
         const __m512i n = _mm512_cvttps_epi32(_mm512_add_ps(v, _mm512_castsi512_ps(add)));
@@ -99,24 +97,7 @@ INLINE void quantise_group(const float *x, int8_t *q, float *scale, int16_t *sum
 
 static void quantise_q8_avx512(const float *x, uint32_t n, yk_q8 *dst, uint32_t row)
 {
-    const size_t at = (size_t)row * dst->n_blocks;
-    const uint32_t group = Q_BLOCK * Q_GROUP, full = n / group, left = n % group;
-    int8_t *q = dst->q + Q_BLOCK * at;
-    float *scale = dst->scale + at;
-    int16_t *sum = dst->sum + 2 * at;
-    for (uint32_t i = 0; i < full; i++, x += group, q += group, scale += Q_GROUP, sum += 2 * Q_GROUP)
-        quantise_group(x, q, scale, sum);
-    if (left) {
-        float padded[Q_BLOCK * Q_GROUP] = {0}, scales[Q_GROUP];
-        int8_t codes[Q_BLOCK * Q_GROUP];
-        int16_t sums[2 * Q_GROUP];
-        const uint32_t n_blocks = (left + Q_BLOCK - 1) / Q_BLOCK;
-        memcpy(padded, x, left * sizeof *x);
-        quantise_group(padded, codes, scales, sums);
-        memcpy(q, codes, (size_t)Q_BLOCK * n_blocks);
-        memcpy(scale, scales, n_blocks * sizeof *scales);
-        memcpy(sum, sums, 2 * n_blocks * sizeof *sums);
-    }
+    yk_quantise_row(x, n, dst, row, quantise_group);
 }
 
 static void to_f16_avx512(const float *x, uint32_t n, uint16_t *y)
@@ -229,15 +210,6 @@ static void choose(const float *logits, uint32_t n, uint32_t k, uint32_t *ids)
     }
 }
 
-/* Of weights that fall, from the smallest on. */
-INLINE float sum_back(const float *w, uint32_t k)
-{
-    float s = 0.0f;
-    for (uint32_t j = k; j > 0; j--)
-        s += w[j - 1];
-    return s;
-}
-
 static void route_avx512(const float *logits, uint32_t n, uint32_t k, yk_router kind, bool renorm, uint32_t *ids,
                          float *weights)
 {
@@ -255,7 +227,7 @@ static void route_avx512(const float *logits, uint32_t n, uint32_t k, yk_router 
     }
     float total = 0.0f;
     if (kind == YK_ROUTER_TOPK_SOFTMAX) {
-        total = sum_back(weights, k);
+        total = yk_route_sum(weights, k);
     } else {
         __m512 acc = _mm512_setzero_ps();
         for (uint32_t i = 0; i < n; i += LANES) {
@@ -264,13 +236,7 @@ static void route_avx512(const float *logits, uint32_t n, uint32_t k, yk_router 
         }
         total = sum_lanes(acc);
     }
-    for (uint32_t j = 0; j < k; j++)
-        weights[j] /= total;
-    if (!renorm)
-        return;
-    const float chosen = sum_back(weights, k);
-    for (uint32_t j = 0; j < k; j++)
-        weights[j] /= chosen;
+    yk_route_weights(weights, k, total, renorm);
 }
 
 void yk_ops_fill_avx512_vector(yk_ops *ops)
