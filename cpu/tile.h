@@ -83,4 +83,48 @@ static inline yk_tile yk_tile_of(yk_type type, uint32_t n_cols)
     return t;
 }
 
+/* ---- what types differ in, for the kernels of the levels; constants where a step is compiled ---- */
+
+/* Codes of two bits, scales of half blocks that meet as integers. */
+static inline bool yk_tile_is_q2(yk_type type)
+{
+    return type == YK_TYPE_Q2_K || type == YK_TYPE_Q3_K;
+}
+
+/* d of a tile, 8-bit scales. */
+static inline bool yk_tile_has_super(yk_type type)
+{
+    return yk_tile_is_q2(type) || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K || type == YK_TYPE_Q6_K ||
+           type == YK_TYPE_IQ4_XS;
+}
+
+static inline bool yk_tile_has_min(yk_type type)
+{
+    return type == YK_TYPE_Q4_1 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q2_K || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K;
+}
+
+static inline bool yk_tile_has_fifth(yk_type type)
+{
+    return type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q5_K;
+}
+
+/* What stored unsigned codes, or those of the table of MXFP4, are too large by. */
+static inline int yk_tile_offset(yk_type type)
+{
+    switch (type) {
+    case YK_TYPE_Q4_0:
+        return 8;
+    case YK_TYPE_Q5_0:
+        return 16;
+    case YK_TYPE_Q6_K:
+        return 32;
+    case YK_TYPE_Q3_K:
+        return 4;
+    case YK_TYPE_MXFP4:
+        return 12;
+    default:
+        return 0;
+    }
+}
+
 #endif

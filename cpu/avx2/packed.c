@@ -129,48 +129,9 @@ INLINE void prefetch(const uint8_t *p, uint32_t bytes, bool far, int part, int p
 
 /* ---- what types differ in; constants where a step is compiled ---- */
 
-INLINE bool is_q2(yk_type type) /* codes of two bits, scales of half blocks that meet as integers */
-{
-    return type == YK_TYPE_Q2_K || type == YK_TYPE_Q3_K;
-}
-
-INLINE bool has_super(yk_type type) /* d of a tile, 8-bit scales */
-{
-    return is_q2(type) || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K || type == YK_TYPE_Q6_K || type == YK_TYPE_IQ4_XS;
-}
-
-INLINE bool has_min(yk_type type)
-{
-    return type == YK_TYPE_Q4_1 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q2_K || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K;
-}
-
-INLINE bool has_fifth(yk_type type)
-{
-    return type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q5_K;
-}
-
 INLINE bool is_signed(yk_type type)
 {
     return type == YK_TYPE_Q8_0 || type == YK_TYPE_IQ4_NL || type == YK_TYPE_IQ4_XS;
-}
-
-/* What unsigned codes are too large by. */
-INLINE int offset_of(yk_type type)
-{
-    switch (type) {
-    case YK_TYPE_Q4_0:
-        return 8;
-    case YK_TYPE_Q5_0:
-        return 16;
-    case YK_TYPE_Q6_K:
-        return 32;
-    case YK_TYPE_Q3_K:
-        return 4;
-    case YK_TYPE_MXFP4:
-        return 12;
-    default:
-        return 0;
-    }
 }
 
 /* Groups of columns whose 16-bit sums cannot overflow: 2 * largest code * 127 * groups < 2^15. */
@@ -180,7 +141,7 @@ INLINE int flush_of(yk_type type)
         return 1;
     if (type == YK_TYPE_Q6_K)
         return 2;
-    return has_fifth(type) || type == YK_TYPE_MXFP4 ? 4 : 8;
+    return yk_tile_has_fifth(type) || type == YK_TYPE_MXFP4 ? 4 : 8;
 }
 
 /* Bytes of a tile for each of its blocks. */
@@ -207,14 +168,14 @@ INLINE __m256i codes(const form *f, const step *s, const yk_tile *g, uint32_t b,
         return load(s->e->q + 512 * b + 64 * j + in);
     if (type == YK_TYPE_Q8_0)
         return load(s->w + 512 * b + 64 * j + in);
-    if (is_q2(type)) {
+    if (yk_tile_is_q2(type)) {
         const __m256i c = load(s->w + 128 * b + 64 * (j / 4) + in);
         const __m256i two = _mm256_and_si256(j % 4 ? _mm256_srli_epi16(c, 2 * (j % 4)) : c, _mm256_set1_epi8(3));
         return type == YK_TYPE_Q3_K ? put_high(two, load(s->w + g->high + 64 * b + in), j, 2, _mm256_set1_epi8(4)) : two;
     }
     const __m256i both = load(s->w + 256 * b + 64 * (j % 4) + in);
     const __m256i c = _mm256_and_si256(j < 4 ? both : _mm256_srli_epi16(both, 4), _mm256_set1_epi8(15));
-    if (has_fifth(type))
+    if (yk_tile_has_fifth(type))
         return put_high(c, load(s->w + g->high + 64 * b + in), j, 4, _mm256_set1_epi8(0x10));
     if (type == YK_TYPE_Q6_K)
         return put_high(c, load(s->w + g->high + 128 * b + 64 * (j / 4) + in), 2 * (j % 4), 4, _mm256_set1_epi8(0x30));
@@ -252,7 +213,7 @@ INLINE __m256 minima(const form *f, const step *s, const yk_tile *g, uint32_t b,
     const uint32_t in = LANES * (uint32_t)half;
     if (f->ready)
         return _mm256_load_ps(s->e->min[b] + in);
-    return has_super(f->type) ? bytes_u(s->w + g->sub_min + 16 * b + in) : halves(s->w + g->min + 32 * b + 2 * in);
+    return yk_tile_has_super(f->type) ? bytes_u(s->w + g->sub_min + 16 * b + in) : halves(s->w + g->min + 32 * b + 2 * in);
 }
 
 /* Q2_K, Q3_K: scales of half block `part` of block b, twice in each lane. */
@@ -281,7 +242,7 @@ INLINE __m256i min_pairs(const form *f, const step *s, const yk_tile *g, uint32_
 INLINE void expand(yk_type type, const step *s)
 {
     const form f = {type, 0, false};
-    const bool super = has_super(type), mins = has_min(type);
+    const bool super = yk_tile_has_super(type), mins = yk_tile_has_min(type);
     const uint32_t blocks = super ? 8 : s->n_cols / 32;
     const yk_tile g = yk_tile_of(type, 32 * blocks);
     expanded *e = s->e;
@@ -296,7 +257,7 @@ INLINE void expand(yk_type type, const step *s)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             const int in = LANES * h;
-            if (is_q2(type)) {
+            if (yk_tile_is_q2(type)) {
 #pragma GCC unroll 2
                 for (int part = 0; part < 2; part++)
                     _mm256_store_si256((__m256i *)(void *)(e->pair[2 * b + (uint32_t)part] + in),
@@ -330,8 +291,8 @@ typedef struct start {
 
 INLINE void start_from(yk_type type, int n, const group *a, uint32_t b0, uint32_t blocks, start *st)
 {
-    const int offset = offset_of(type);
-    if (offset == 0 && (!has_min(type) || is_q2(type)))
+    const int offset = yk_tile_offset(type);
+    if (offset == 0 && (!yk_tile_has_min(type) || yk_tile_is_q2(type)))
         return;
     for (int t = 0; t < n; t++) {
         _Alignas(32) int16_t sums[16] = {0};
@@ -357,7 +318,7 @@ INLINE void start_from(yk_type type, int n, const group *a, uint32_t b0, uint32_
                           u = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1));
             _mm256_storeu_si256((__m256i *)(void *)st->off[t], _mm256_mullo_epi32(l, by));
             _mm256_storeu_si256((__m256i *)(void *)(st->off[t] + 8), _mm256_mullo_epi32(u, by));
-        } else if (!has_min(type)) {
+        } else if (!yk_tile_has_min(type)) {
             _mm256_storeu_si256((__m256i *)(void *)st->off[t], _mm256_madd_epi16(v, _mm256_set1_epi16((short)-offset)));
         } else {
             const __m256 both = _mm256_cvtepi32_ps(_mm256_madd_epi16(v, _mm256_set1_epi16(1)));
@@ -421,7 +382,7 @@ INLINE void dot_block(const form *f, const step *s, const yk_tile *g, uint32_t b
                 const __m256i wide = _mm256_madd_epi16(narrow[h][t], one);
                 if (j >= first + flush)
                     sum[h][t] = add_next32(sum[h][t], wide);
-                else if (offset_of(type))
+                else if (yk_tile_offset(type))
                     sum[h][t] = add_next32(wide, _mm256_set1_epi32(st->off[t][parts * (int)b + part]));
                 else
                     sum[h][t] = wide;
@@ -433,7 +394,7 @@ INLINE void dot_block(const form *f, const step *s, const yk_tile *g, uint32_t b
 /* After the last block of a tile: y += d * acc, then y -= dmin * m. */
 INLINE void finish(const form *f, const step *s, const yk_tile *g, int h, const __m256 *acc, const __m256 *m)
 {
-    const bool mins = has_min(f->type);
+    const bool mins = yk_tile_has_min(f->type);
     const uint8_t *d = s->w + g->scale + 2 * LANES * h;
     const __m256 by = f->ready ? _mm256_load_ps(s->e->d[0] + LANES * h) : halves(d);
     __m256 min_by = by;
@@ -454,7 +415,7 @@ INLINE void step_low(const form *f, const step *s)
 {
     const yk_type type = f->type;
     const int n = f->n, parts = type == YK_TYPE_Q6_K ? 2 : 1;
-    const bool super = has_super(type), mins = has_min(type);
+    const bool super = yk_tile_has_super(type), mins = yk_tile_has_min(type);
     const uint32_t blocks = super ? 8 : s->n_cols / 32, b0 = s->col / 32;
     const yk_tile g = yk_tile_of(type, 32 * blocks);
     float *y = s->y + YK_TILE_ROWS * s->a->at;
@@ -521,7 +482,7 @@ INLINE void step_two(const form *f, const step *s)
     const yk_type type = f->type;
     const int n = f->n;
     const group *a = s->a;
-    const bool mins = has_min(type);
+    const bool mins = yk_tile_has_min(type);
     const uint32_t b0 = s->col / 32;
     const yk_tile g = yk_tile_of(type, YK_TILE_COLS);
     start st;
@@ -749,7 +710,7 @@ static void panel_groups(const yk_matmul_packed *m, const steps *st, const uint8
 {
     for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS) {
         const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
-        const bool ready = st->expand && n_groups > (is_q2(st->type) ? 1u : 2u);
+        const bool ready = st->expand && n_groups > (yk_tile_is_q2(st->type) ? 1u : 2u);
         step s = {w, e, cols, c, groups, y, !ready};
         if (ready)
             st->expand(&s);

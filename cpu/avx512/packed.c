@@ -95,48 +95,10 @@ INLINE void prefetch(const uint8_t *p, uint32_t at, uint32_t end, bool far)
     }
 }
 
-/* What types differ in; constants where a step is compiled. */
-INLINE bool is_q2(yk_type type) /* codes of two bits, scales of half blocks that meet as integers */
-{
-    return type == YK_TYPE_Q2_K || type == YK_TYPE_Q3_K;
-}
-
-INLINE bool has_super(yk_type type) /* d of a tile, 8-bit scales */
-{
-    return is_q2(type) || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K || type == YK_TYPE_Q6_K || type == YK_TYPE_IQ4_XS;
-}
-
-INLINE bool has_min(yk_type type)
-{
-    return type == YK_TYPE_Q4_1 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q2_K || type == YK_TYPE_Q4_K || type == YK_TYPE_Q5_K;
-}
-
-INLINE bool has_fifth(yk_type type)
-{
-    return type == YK_TYPE_Q5_0 || type == YK_TYPE_Q5_1 || type == YK_TYPE_Q5_K;
-}
-
-/* What unsigned codes are too large by. */
+/* What unsigned codes are too large by; those of signed values are made unsigned by their sign bit. */
 INLINE int offset_of(yk_type type)
 {
-    switch (type) {
-    case YK_TYPE_Q4_0:
-        return 8;
-    case YK_TYPE_Q5_0:
-        return 16;
-    case YK_TYPE_Q6_K:
-        return 32;
-    case YK_TYPE_Q3_K:
-        return 4;
-    case YK_TYPE_MXFP4:
-        return 12;
-    case YK_TYPE_Q8_0:
-    case YK_TYPE_IQ4_NL:
-    case YK_TYPE_IQ4_XS:
-        return 128;
-    default:
-        return 0;
-    }
+    return type == YK_TYPE_Q8_0 || type == YK_TYPE_IQ4_NL || type == YK_TYPE_IQ4_XS ? 128 : yk_tile_offset(type);
 }
 
 /* Codes of four bits to values plus the offset, for types that have a table; others pass. */
@@ -172,7 +134,7 @@ INLINE void codes(yk_type type, const uint8_t *w, const yk_tile *g, uint32_t b, 
     const __m512i c = _mm512_load_si512(w + 256 * b + 64 * j);
     *u = values(type, _mm512_and_si512(c, low));
     *v = values(type, _mm512_and_si512(_mm512_srli_epi16(c, 4), low));
-    if (has_fifth(type)) {
+    if (yk_tile_has_fifth(type)) {
         const __m512i h = _mm512_load_si512(w + g->high + 64 * b), bit = _mm512_set1_epi8(0x10);
         *u = put_high(*u, h, j, 4, bit);
         *v = put_high(*v, h, j + 4, 4, bit);
@@ -199,10 +161,10 @@ INLINE void start_from(yk_type type, int n, const group *a, uint32_t b0, uint32_
         if (type == YK_TYPE_Q6_K || type == YK_TYPE_Q3_K) {
             const __m512i s = _mm512_slli_epi32(_mm512_cvtepi16_epi32(v), type == YK_TYPE_Q6_K ? 5 : 2);
             _mm512_store_si512(st->off[t], _mm512_sub_epi32(_mm512_setzero_si512(), s));
-        } else if (!has_min(type)) {
+        } else if (!yk_tile_has_min(type)) {
             const __m256i by = _mm256_set1_epi16((short)-offset_of(type));
             _mm256_store_si256((__m256i *)(void *)st->off[t], _mm256_madd_epi16(v, by));
-        } else if (!is_q2(type)) {
+        } else if (!yk_tile_is_q2(type)) {
             const __m256 s = _mm256_cvtepi32_ps(_mm256_madd_epi16(v, _mm256_set1_epi16(1)));
             const __mmask8 whole = (__mmask8)((1u << blocks) - 1);
             _mm256_store_ps(st->fsum[t], _mm256_mul_ps(s, _mm256_maskz_loadu_ps(whole, a->scale[t] + b0)));
@@ -300,7 +262,7 @@ INLINE void step_low(const form *f, const step *s)
     const int n = f->n, panels = f->panels;
     const uint8_t *const *w = s->w;
     const group *a = s->a;
-    const bool super = has_super(type), mins = has_min(type);
+    const bool super = yk_tile_has_super(type), mins = yk_tile_has_min(type);
     const bool nibbles = n <= 2 && panels == 1 && (type == YK_TYPE_Q4_0 || type == YK_TYPE_Q4_1 || type == YK_TYPE_Q4_K);
     const int parts = type == YK_TYPE_Q6_K ? 2 : 1;
     const uint32_t blocks = super ? 8 : s->n_cols / 32, b0 = s->col / 32;
@@ -383,7 +345,7 @@ INLINE void step_two(const form *f, const step *s)
     const int n = f->n, panels = f->panels;
     const uint8_t *const *w = s->w;
     const group *a = s->a;
-    const bool mins = has_min(type);
+    const bool mins = yk_tile_has_min(type);
     const uint32_t b0 = s->col / 32;
     const yk_tile g = yk_tile_of(type, YK_TILE_COLS);
     const __m512i two = _mm512_set1_epi8(3), third = _mm512_set1_epi8(4), low = _mm512_set1_epi32(15),
