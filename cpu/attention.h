@@ -58,6 +58,15 @@ typedef struct ahead {
     size_t near_line, far_line; /* how far they move: one line, far of f32 two (the machine fetches the other); 0: not at all */
 } ahead;
 
+/* out of n rows from row r on, dimensions d0 .. d0 + n_dims - 1, += weights x values of n_pos positions from `pos` on,
+ * which are in one block. v: those values, rows `pitch` elements apart. */
+typedef struct part {
+    uint32_t r, d0, n_dims, pos, n_pos;
+    const void *v;
+    size_t pitch;
+} part;
+typedef void (*value_fn)(const pass *p, const part *at, ahead *f);
+
 static inline const char *block_ahead(const pass *p, uint32_t block, bool values, uint32_t n)
 {
     const uint32_t per_span = SPAN / BLOCK, last = (p->end - 1) / BLOCK;

@@ -249,15 +249,6 @@ ALONE void weigh(pass *p, uint32_t i, uint32_t lo, uint32_t hi)
 
 /* ---- values ---- */
 
-/* out of n rows from row r on, dimensions d0 .. d0 + n_dims - 1, += weights x values of n_pos positions from `pos` on,
- * which are in one block. v: those values, rows `pitch` elements apart. */
-typedef struct part {
-    uint32_t r, d0, n_dims, pos, n_pos;
-    const void *v;
-    size_t pitch;
-} part;
-typedef void (*value_fn)(const pass *p, const part *at, ahead *f);
-
 /* Register i; with `left` below 8 lanes only so many elements are read. */
 INLINE __m256 load_value(bool f16, uint32_t left, const uint8_t *v, int i)
 {

@@ -236,15 +236,6 @@ ALONE void weigh(pass *p, uint32_t i, uint32_t lo, uint32_t hi)
 
 /* ---- values ---- */
 
-/* out of n rows from row r on, dimensions d0 .. d0 + n_dims - 1, += weights x values of n_pos positions from `pos` on,
- * which are in one block. v: those values, rows `pitch` elements apart. */
-typedef struct part {
-    uint32_t r, d0, n_dims, pos, n_pos;
-    const void *v;
-    size_t pitch;
-} part;
-typedef void (*value_fn)(const pass *p, const part *at, ahead *f);
-
 INLINE __m512 load_value(bool f16, __mmask16 m, const void *v, int i)
 {
     if (f16)
