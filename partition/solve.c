@@ -11,8 +11,10 @@
 /* A device is used when it makes the request this much faster; below that the simpler plan wins. */
 #define WORTH 0.992
 /* The card a device of the same silicon stands for. */
-#define REHEARSAL_SPEED 5.0
-#define REHEARSAL_LINK  0.5
+#define REHEARSAL_SPEED  5.0
+#define REHEARSAL_LINK   0.8
+#define REHEARSAL_TOKENS 8.0  /* whose products take as long as reading the weights */
+#define REHEARSAL_FLOPS  16.0 /* of attention while a byte is read */
 /* What would help: so much more. */
 #define MORE_BYTES       (1ull << 30)
 #define MORE_BYTES_PER_S 10e9
@@ -28,6 +30,7 @@ typedef struct job {
     const yk_plan_device_limit *device; /* NULL: none */
     bool forced, rehearsal;
     uint64_t fixed_bytes; /* runtime and activations */
+    yk_rules rehearsed;   /* the rules, bound further; owns its layers only */
     yk_cost real;
     yk_solver s;
     yk_best best, more, cpu; /* in the budget, in a larger one, without a device */
@@ -134,11 +137,24 @@ static void scale_lane(yk_lane *l, double factor)
     l->fixed_s /= factor;
 }
 
-/* A card that a device of the same silicon stands for: all rates are the CPU's times five, a link of half the CPU's rate,
- * nothing disturbs anything, no latency on any side, or small models would not be divided at all. */
+/* A card that a device of the same silicon stands for, beside a CPU of round figures: the CPU reads all types at its read rate and
+ * computes from eight tokens on, the card does all of it five times as fast, the link has four fifths of the CPU's rate, nothing
+ * disturbs anything, no latency on any side. Only the read rate is measured and all times go with it, so the plan is the same at each
+ * measurement. */
 static void rehearse(yk_cost *c)
 {
-    c->cpu.stage_s = c->cpu.row_s_per_byte = c->cpu.fixed_s = 0;
+    const double read = c->cpu.read_s_per_byte;
+    c->cpu = (yk_lane){.read_s_per_byte = read, .attention_s_per_flop = read / REHEARSAL_FLOPS};
+    for (int t = 0; t < YK_TYPE_LIMIT; t++) {
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            c->cpu.s_per_byte[t][b] = read * fmax(1, yk_bucket_tokens((yk_bucket)b) / REHEARSAL_TOKENS);
+        c->cpu.s_per_byte[t][YK_B_PREFILL] = read / REHEARSAL_TOKENS;
+        c->cpu.down_factor[t][0] = c->cpu.down_factor[t][1] = 1;
+    }
+    for (int i = 0; i < YK_HEAD_DIMS; i++) {
+        c->cpu.head_kv_s_per_byte[i] = read;
+        c->cpu.head_s_per_flop[i] = c->cpu.attention_s_per_flop;
+    }
     c->gpu = c->cpu;
     scale_lane(&c->gpu, REHEARSAL_SPEED);
     c->launch_s = c->hand_s = c->link_s = 0;
@@ -193,6 +209,19 @@ static void faster_cores(yk_lane *l)
             fast.head_kv_s_per_byte[i] = l->head_kv_s_per_byte[i];
     fast.read_s_per_byte = l->read_s_per_byte;
     *l = fast;
+}
+
+/* Bytes of all layers and the head on the device. */
+static uint64_t all_bytes(const job *j)
+{
+    uint64_t all = j->shape->head.bytes;
+    for (uint32_t l = 0; l < j->shape->n_layers; l++) {
+        const yk_class *k = &j->s.classes[j->s.class_of[l]];
+        yk_option o = yk_option_all(&j->s, k);
+        yk_price_option(&j->s, k, &o);
+        all += o.bytes;
+    }
+    return all;
 }
 
 /* ---- one device ---- */
@@ -324,14 +353,9 @@ static void add_helps(job *j, yk_plan *plan, bool used)
 static uint64_t least_budget(job *j, yk_best *best)
 {
     yk_slot slots[YK_MAX_SLOTS];
-    uint64_t all = j->shape->head.bytes, least = 0;
+    const uint64_t all = all_bytes(j);
+    uint64_t least = 0;
     const uint32_t n = yk_solver_slots(&j->s, slots);
-    for (uint32_t l = 0; l < j->shape->n_layers; l++) {
-        const yk_class *k = &j->s.classes[j->s.class_of[l]];
-        yk_option o = yk_option_all(&j->s, k);
-        yk_price_option(&j->s, k, &o);
-        all += o.bytes;
-    }
     for (uint32_t i = 0; i < n; i++) {
         const uint64_t staging = yk_solver_staging(&j->s, slots[i]);
         uint64_t low = 0, high = least ? least : all + staging;
@@ -420,6 +444,29 @@ static yk_status refuse(job *j, yk_error *err)
                    (double)bytes_wished(j, j->rules) / 0x1p20, j->device->name, (double)j->device->budget_bytes / 0x1p20, most);
 }
 
+/* In a rehearsal each part is computed on both sides, so what nobody asked for is bound: the head and the attention of the first
+ * half of the layers stay on the host, which leaves room for FFNs in a small budget too. */
+static yk_status bind_rehearsal(job *j, yk_error *err)
+{
+    const yk_cost cost = j->s.cost;
+    const uint32_t n = j->shape->n_layers;
+    yk_solver_close(&j->s);
+    j->rehearsed = *j->rules;
+    j->rehearsed.layers = yk_alloc(YK_MEM_PLAN, n, sizeof *j->rehearsed.layers);
+    if (!j->rehearsed.layers)
+        return yk_fail_memory(err, n * sizeof *j->rehearsed.layers, "constraints of a plan");
+    for (uint32_t l = 0; l < n; l++) {
+        j->rehearsed.layers[l] = j->rules->layers[l];
+        if (l < n / 2 && j->rules->layers[l].attn.who == YK_ASK_NOBODY)
+            j->rehearsed.layers[l].attn.sides = YK_ON_HOST;
+    }
+    if (j->rules->head.who == YK_ASK_NOBODY)
+        j->rehearsed.head.sides = YK_ON_HOST;
+    YK_TRY(yk_solver_open(&j->s, j->shape, j->limits, &j->rehearsed, err));
+    yk_solver_set_cost(&j->s, &cost);
+    return YK_OK;
+}
+
 static yk_status open_job(job *j, yk_error *err)
 {
     const yk_plan_device_limit *d = j->device;
@@ -442,12 +489,13 @@ static yk_status open_job(job *j, yk_error *err)
     if (j->rehearsal)
         rehearse(&cost);
     yk_solver_set_cost(&j->s, &cost);
-    return YK_OK;
+    return j->rehearsal && all_bytes(j) > room_of(j) ? bind_rehearsal(j, err) : YK_OK;
 }
 
 static void close_job(job *j)
 {
     yk_solver_close(&j->s);
+    yk_free(j->rehearsed.layers);
     yk_free(j->best.choice);
     yk_free(j->more.choice);
     yk_free(j->cpu.choice);
