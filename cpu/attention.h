@@ -92,8 +92,8 @@ static inline ahead ahead_of(const pass *p, uint32_t block, bool values)
 {
     const uint32_t bytes = BLOCK * p->a->head_dim * (p->a->kv_f16 ? 2 : 4);
     const uint32_t blocks = bytes < FAR / 2 ? FAR / bytes : 2;
-    return (ahead){block_ahead(p, block, values, 1), block_ahead(p, block, values, blocks), (bytes + 63) / 64,
-                   64, p->a->kv_f16 ? 64 : 128};
+    return (ahead){block_ahead(p, block, values, 1), block_ahead(p, block, values, blocks), (bytes + 63) / 64, 64,
+                   p->a->kv_f16 ? 64 : 128};
 }
 
 /* Positions of the block that a row sees: lo .. hi - 1. */

@@ -19,34 +19,34 @@
  *   q 0 for a block with infinity or NaN. Bit for bit: docs/kernels/quantise.md.
  *   sum[2b], sum[2b+1] = sum of q in columns 0..15 and 16..31 of the block. */
 typedef struct yk_q8 {
-    int8_t *q;     /* [rows][n_blocks * 32] */
-    float *scale;  /* [rows][n_blocks] */
-    int16_t *sum;  /* [rows][n_blocks * 2] */
+    int8_t *q;    /* [rows][n_blocks * 32] */
+    float *scale; /* [rows][n_blocks] */
+    int16_t *sum; /* [rows][n_blocks * 2] */
     uint32_t n_blocks;
 } yk_q8;
 
 typedef struct yk_matmul {
-    const uint8_t *w;      /* first weight row, file layout */
-    uint64_t row_bytes;    /* distance of weight rows */
-    uint32_t n_rows;       /* weight rows to compute */
-    uint32_t n_cols;       /* a multiple of the type's block */
-    const float *x;        /* f32 types: activations [n_tokens][x_stride] */
-    size_t x_stride;       /* floats */
-    const yk_q8 *xq;       /* quantised types: activations, rows as in x; x is then not read */
-    const uint32_t *rows;  /* NULL, or [n_tokens]: token t uses activation row rows[t] */
+    const uint8_t *w;     /* first weight row, file layout */
+    uint64_t row_bytes;   /* distance of weight rows */
+    uint32_t n_rows;      /* weight rows to compute */
+    uint32_t n_cols;      /* a multiple of the type's block */
+    const float *x;       /* f32 types: activations [n_tokens][x_stride] */
+    size_t x_stride;      /* floats */
+    const yk_q8 *xq;      /* quantised types: activations, rows as in x; x is then not read */
+    const uint32_t *rows; /* NULL, or [n_tokens]: token t uses activation row rows[t] */
     uint32_t n_tokens;
-    float *y;              /* [n_tokens][y_stride]: y[t][r] = sum over columns */
-    size_t y_stride;       /* floats */
+    float *y;        /* [n_tokens][y_stride]: y[t][r] = sum over columns */
+    size_t y_stride; /* floats */
 } yk_matmul;
 
 /* The same product on packed weights (cpu/pack.h), 16 rows at a time. */
 typedef struct yk_matmul_packed {
-    const uint8_t *w;      /* first panel, 64-byte aligned */
-    uint64_t panel_bytes;  /* distance of panels, a multiple of 64; a panel itself has yk_panel_bytes(type, n_cols) */
-    uint64_t tile_stride;  /* distance of a panel's tiles, a multiple of 64; 0: they follow each other */
-    uint32_t n_rows;       /* rows to compute, from the first row of the first panel on; the last panel may be used in part */
-    uint32_t n_cols;       /* a multiple of the type's block */
-    const float *x;        /* as in yk_matmul, down to y_stride */
+    const uint8_t *w;     /* first panel, 64-byte aligned */
+    uint64_t panel_bytes; /* distance of panels, a multiple of 64; a panel itself has yk_panel_bytes(type, n_cols) */
+    uint64_t tile_stride; /* distance of a panel's tiles, a multiple of 64; 0: they follow each other */
+    uint32_t n_rows;      /* rows to compute, from the first row of the first panel on; the last panel may be used in part */
+    uint32_t n_cols;      /* a multiple of the type's block */
+    const float *x;       /* as in yk_matmul, down to y_stride */
     size_t x_stride;
     const yk_q8 *xq;
     const uint32_t *rows;
@@ -61,18 +61,18 @@ typedef struct yk_seen {
 } yk_seen;
 
 typedef struct yk_attention {
-    const float *q;          /* [n_heads][head_dim], rotated, of one token */
+    const float *q;              /* [n_heads][head_dim], rotated, of one token */
     const void *const *k_blocks; /* [n_blocks] pointers to K of this kv head: [16][head_dim], kv_stride elements apart */
     const void *const *v_blocks;
-    size_t kv_stride;        /* elements between positions of one block */
-    uint32_t n_heads;        /* query heads that share this kv head */
+    size_t kv_stride; /* elements between positions of one block */
+    uint32_t n_heads; /* query heads that share this kv head */
     uint32_t head_dim;
-    uint32_t first, end;     /* positions first <= p < end are seen; end > first */
-    float scale;             /* 1 / sqrt(head_dim) */
-    const float *sinks;      /* NULL or [n_heads]: one more logit each, with value zero */
-    bool kv_f16;             /* else f32 */
-    float *scores;           /* scratch [n_heads * round up 16 (end - first)] */
-    float *out;              /* [n_heads][head_dim] */
+    uint32_t first, end; /* positions first <= p < end are seen; end > first */
+    float scale;         /* 1 / sqrt(head_dim) */
+    const float *sinks;  /* NULL or [n_heads]: one more logit each, with value zero */
+    bool kv_f16;         /* else f32 */
+    float *scores;       /* scratch [n_heads * round up 16 (end - first)] */
+    float *out;          /* [n_heads][head_dim] */
     /* More tokens of the same sequence in one call: they share one pass over K and V. The result of a token does not depend on the others. */
     uint32_t n_tokens;           /* 0 counts as 1; `scores` is needed for one token only */
     const yk_seen *seen;         /* NULL: all see first .. end; else [n_tokens], and first and end are not read */

@@ -641,8 +641,8 @@ static void unpack_tile(yk_type type, const uint8_t *tile, uint8_t *f, uint64_t 
 }
 
 /* A unit's tiles of the panel whose first row is f, at the unit's first column; `next`: what is read behind the last one. */
-static void pack_panel(yk_type type, const uint8_t *f, uint64_t row_bytes, uint32_t n_rows, uint32_t n_cols, const uint8_t *next, scratch *s,
-                       uint8_t *out)
+static void pack_panel(yk_type type, const uint8_t *f, uint64_t row_bytes, uint32_t n_rows, uint32_t n_cols,
+                       const uint8_t *next, scratch *s, uint8_t *out)
 {
     for (uint32_t k = 0; k < n_cols; k += YK_TILE_COLS) {
         const uint32_t cols = n_cols - k < YK_TILE_COLS ? n_cols - k : YK_TILE_COLS;
@@ -671,7 +671,8 @@ void yk_pack_units(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32
 #endif
 }
 
-void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols, uint8_t *out)
+void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols,
+             uint8_t *out)
 {
     const yk_pack_run run = {.col0 = col0, .n_cols = n_cols, .n_units = 1};
     yk_pack_units(type, rows, row_bytes, n_rows, &run, out);

@@ -28,14 +28,16 @@ uint64_t yk_packed_bytes(yk_type type, uint32_t n_rows, uint32_t n_cols);
 /* Pack columns [col0, col0 + n_cols) of n_rows rows in file layout, row_bytes apart, into consecutive panels at `out` (64-byte aligned,
  * yk_packed_bytes long). col0 and n_cols are multiples of the block. Many threads may pack one matrix: a range of panels is a call of its own,
  * from row 16 p on to out + p * yk_panel_bytes. The bytes are seen by other threads after any hand-over that orders stores. */
-void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols, uint8_t *out);
+void yk_pack(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, uint32_t col0, uint32_t n_cols,
+             uint8_t *out);
 /* The same for n_units runs of n_cols columns beside each other, the first at col0: each becomes a matrix of its own, unit u at out + u * unit_stride. One pass over
  * the rows, so that narrow runs do not read each cache line and page of the file again. */
 typedef struct yk_pack_run {
     uint32_t col0, n_cols, n_units;
     uint64_t unit_stride;
 } yk_pack_run;
-void yk_pack_units(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, const yk_pack_run *run, uint8_t *out);
+void yk_pack_units(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, const yk_pack_run *run,
+                   uint8_t *out);
 /* The inverse for one matrix that was packed with col0 0: the file's bytes again. */
 void yk_unpack(yk_type type, const uint8_t *packed, uint32_t n_rows, uint32_t n_cols, uint8_t *rows, uint64_t row_bytes);
 

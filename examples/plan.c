@@ -33,7 +33,8 @@ int main(int argc, char **argv)
     if (yk_model_open(&model, argv[1], NULL, &err) != YK_OK)
         return failed(&err);
     machine_opts.model = model;
-    if (yk_machine_profile(&machine, &machine_opts, &err) != YK_OK || yk_plan_make(&plan, machine, model, &opts, &err) != YK_OK ||
+    if (yk_machine_profile(&machine, &machine_opts, &err) != YK_OK ||
+        yk_plan_make(&plan, machine, model, &opts, &err) != YK_OK ||
         yk_plan_explain(plan, model, machine, &opts, text, sizeof text, NULL, &err) != YK_OK)
         return failed(&err);
     puts(text);

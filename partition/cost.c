@@ -53,7 +53,8 @@ static double product_s(const yk_lane *lane, yk_type type, double bytes, double 
 /* The same in a step: those of a prompt are cut differently. */
 static double step_product_s(const yk_lane *lane, const yk_step_kind *step, yk_type type, double bytes, double n)
 {
-    return step->prefill && lane->prompt[type].n ? bytes * yk_curve_at(&lane->prompt[type], n) : product_s(lane, type, bytes, n);
+    return step->prefill && lane->prompt[type].n ? bytes * yk_curve_at(&lane->prompt[type], n)
+                                                 : product_s(lane, type, bytes, n);
 }
 
 double yk_cost_active(const yk_shape *shape, yk_part_group group, uint32_t n, double *tokens)
@@ -103,7 +104,8 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
              (m == YK_MAT_DOWN ? lane->down_factor[part->type[m]][step->prefill] : 1);
     }
     if (kind == YK_KIND_CC) {
-        const double width = fmin((double)units * part->cut.unit, (double)part->cut.width - (double)use->unit0 * part->cut.unit);
+        const double width =
+            fmin((double)units * part->cut.unit, (double)part->cut.width - (double)use->unit0 * part->cut.unit);
         s += 4 * tokens * width * lane->row_s_per_byte; /* intermediate rows: gathered and rounded for down */
         load->cpu_s += active * s;
         load->cpu_bytes += active * bytes;

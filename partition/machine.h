@@ -70,13 +70,13 @@ enum { YK_MAX_READS = 64 };
 typedef struct yk_rates {
     double product[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_bytes_per_s;
-    double fixed_ns;                                  /* of one product, whatever its size (device: beside the launch) */
-    double attention_flops_per_s;                     /* of prefill attention */
-    double prompt[YK_TYPE_LIMIT][YK_PROMPT_POINTS];   /* bytes/s of products in prompts */
-    double down[YK_TYPE_LIMIT][YK_DOWN_POINTS];       /* bytes/s of down; product and prompt are of rows */
+    double fixed_ns;                                /* of one product, whatever its size (device: beside the launch) */
+    double attention_flops_per_s;                   /* of prefill attention */
+    double prompt[YK_TYPE_LIMIT][YK_PROMPT_POINTS]; /* bytes/s of products in prompts */
+    double down[YK_TYPE_LIMIT][YK_DOWN_POINTS];     /* bytes/s of down; product and prompt are of rows */
     double head_kv_bytes_per_s[YK_HEAD_DIMS], head_flops_per_s[YK_HEAD_DIMS]; /* attention of one token, of a prompt */
-    double stage_ns;                                  /* of a stage between products, with next to nothing to do */
-    double row_bytes_per_s;                           /* rows of activations (f32) that such stages gather, add, norm and round */
+    double stage_ns;        /* of a stage between products, with next to nothing to do */
+    double row_bytes_per_s; /* rows of activations (f32) that such stages gather, add, norm and round */
     yk_fit product_fit[YK_TYPE_LIMIT][YK_FIT_TOKENS]; /* x: bytes of weights */
     yk_fit attention_fit;                             /* of one token; x: bytes of K and V */
 } yk_rates;
@@ -134,7 +134,7 @@ typedef struct yk_curve {
 typedef struct yk_lane {
     double s_per_byte[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_s_per_byte, fixed_s, attention_s_per_flop;
-    yk_curve prompt[YK_TYPE_LIMIT]; /* n 0: not measured */
+    yk_curve prompt[YK_TYPE_LIMIT];                    /* n 0: not measured */
     double down_factor[YK_TYPE_LIMIT][YK_DOWN_POINTS]; /* down takes so many times as long as rows: decode, prompts */
     double head_kv_s_per_byte[YK_HEAD_DIMS], head_s_per_flop[YK_HEAD_DIMS];
     double stage_s, row_s_per_byte;

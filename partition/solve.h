@@ -22,8 +22,8 @@ double yk_plan_request_s(const yk_plan *plan, const yk_machine *machine, const y
 
 /* One screen of text, at most 100 columns: speed, what limits it, what would help, why not otherwise, bytes, and strips of what is where
  * (in colours where asked for). machine may be NULL. *out from yk_alloc. */
-yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits,
-                               bool colour, char **out, size_t *n_bytes, yk_error *err);
+yk_status yk_plan_explain_text(const yk_plan *plan, const yk_shape *shape, const yk_machine *machine,
+                               const yk_plan_limits *limits, bool colour, char **out, size_t *n_bytes, yk_error *err);
 
 /* Does the host's part leave the machine too little RAM? Then the note says so, and what would fit. Nothing else changes. */
 void yk_plan_note_ram(yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits);

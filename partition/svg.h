@@ -12,8 +12,8 @@ yk_status yk_plan_svg(const yk_plan *plan, const yk_shape *shape, const yk_machi
                       char **out, size_t *n_bytes, yk_error *err);
 
 /* Of the text: plan, machine, note; speeds, what binds them and what would help. Lines are broken before column `width`. */
-void yk_plan_put_head(yk_text *t, const yk_plan *plan, const yk_shape *shape, const yk_machine *machine, const yk_plan_limits *limits,
-                      size_t width);
+void yk_plan_put_head(yk_text *t, const yk_plan *plan, const yk_shape *shape, const yk_machine *machine,
+                      const yk_plan_limits *limits, size_t width);
 void yk_plan_put_speed(yk_text *t, const yk_plan *plan, const yk_plan_limits *limits, size_t width);
 
 /* The layers as lines of text, at most 100 columns, then head and embedding and what the letters say: strips and shares in per cent,

@@ -16,8 +16,8 @@ enum {
     MAX_SLICES = 16384,
     MAX_BENCHES = 2 + 16, /* huge pages, small pages, nodes */
     MAX_STAGES = 8,
-    UNIT = 256,         /* intermediate units of a cut unit (src/model/cut.h) */
-    PART_UNITS = 8,     /* cut units of an FFN; more of them are several FFNs, as experts are */
+    UNIT = 256,                                /* intermediate units of a cut unit (src/model/cut.h) */
+    PART_UNITS = 8,                            /* cut units of an FFN; more of them are several FFNs, as experts are */
     RESULTS = YK_TOKEN_TILE * 2 * YK_ROWS_MAX, /* floats of a slice's results */
     ROW_STAGES = YK_PROFILE_ROW_STAGES,
     KV_BLOCK = 16,
@@ -94,7 +94,10 @@ static void run_gate_up(const yk_stage *stage, uint32_t slice, yk_worker *worker
     const uint8_t *w = p->w + slice / per_unit * p->unit_bytes + slice % per_unit * (n_rows / YK_TILE_ROWS) * p->panel;
     scratch *s = worker->scratch;
     for (uint32_t t0 = 0; t0 < p->n_tokens; t0 += YK_TOKEN_TILE) {
-        multiply(p, (yk_matmul_packed){.w = w, .panel_bytes = p->panel, .n_rows = n_rows, .n_cols = p->cols, .y = s->y, .y_stride = n_rows}, t0);
+        multiply(p,
+                 (yk_matmul_packed){
+                     .w = w, .panel_bytes = p->panel, .n_rows = n_rows, .n_cols = p->cols, .y = s->y, .y_stride = n_rows},
+                 t0);
         for (uint32_t t = 0; t < p->n_tokens - t0 && t < YK_TOKEN_TILE; t++)
             for (uint32_t u = 0; u < p->units_slice; u += YK_TILE_ROWS) {
                 const float *gate = s->y + (size_t)t * n_rows + 2 * u;
@@ -114,8 +117,15 @@ static void run_down(const yk_stage *stage, uint32_t slice, yk_worker *worker)
         const uint32_t units = p->n_units - u < PART_UNITS ? p->n_units - u : PART_UNITS;
         const uint8_t *w = p->w + u * p->unit_bytes + p->down_at + r0 / YK_TILE_ROWS * p->tile;
         for (uint32_t t0 = 0; t0 < p->n_tokens; t0 += YK_TOKEN_TILE) {
-            multiply(p, (yk_matmul_packed){.w = w, .panel_bytes = p->tile, .tile_stride = p->unit_bytes, .n_rows = n_rows, .n_cols = UNIT * units,
-                                           .y = s->y, .y_stride = n_rows}, t0);
+            multiply(p,
+                     (yk_matmul_packed){.w = w,
+                                        .panel_bytes = p->tile,
+                                        .tile_stride = p->unit_bytes,
+                                        .n_rows = n_rows,
+                                        .n_cols = UNIT * units,
+                                        .y = s->y,
+                                        .y_stride = n_rows},
+                     t0);
             for (uint32_t t = 0; t < p->n_tokens - t0 && t < YK_TOKEN_TILE; t++)
                 p->b->ops->add_scaled(s->y + (size_t)t * n_rows, 1, n_rows, p->b->y + (size_t)(t0 + t) * YK_PROFILE_COLS + r0);
         }
@@ -252,7 +262,8 @@ static void run_attention(const yk_stage *stage, uint32_t slice, yk_worker *work
 static yk_status cpu_attention(void *self, uint32_t n_tokens, uint32_t depth, uint32_t head_dim, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
-    const uint32_t head_bytes = KV_BLOCK * head_dim * 2, block = 2 * YK_PROFILE_KV_HEADS * head_bytes; /* K of all heads, then V */
+    const uint32_t head_bytes = KV_BLOCK * head_dim * 2,
+                   block = 2 * YK_PROFILE_KV_HEADS * head_bytes; /* K of all heads, then V */
     const uint64_t most = b->weights.size / block * KV_BLOCK;
     depth = depth > MAX_DEPTH ? MAX_DEPTH : depth;
     depth = depth > most ? (uint32_t)most : depth;
@@ -441,8 +452,8 @@ static void close_q8(yk_q8 *q)
 static bool open_q8(yk_q8 *q)
 {
     const size_t n = (size_t)YK_PROFILE_TOKENS * YK_PROFILE_COLS;
-    *q = (yk_q8){yk_alloc(YK_MEM_RUNTIME, n, 1), yk_alloc(YK_MEM_RUNTIME, n / 32, sizeof *q->scale), yk_alloc(YK_MEM_RUNTIME, n / 16, sizeof *q->sum),
-                 YK_PROFILE_COLS / 32};
+    *q = (yk_q8){yk_alloc(YK_MEM_RUNTIME, n, 1), yk_alloc(YK_MEM_RUNTIME, n / 32, sizeof *q->scale),
+                 yk_alloc(YK_MEM_RUNTIME, n / 16, sizeof *q->sum), YK_PROFILE_COLS / 32};
     return q->q && q->scale && q->sum;
 }
 

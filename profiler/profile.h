@@ -107,7 +107,7 @@ struct yk_item {
     bool proportional;             /* no fixed cost */
     bool quiet;                    /* says nothing about the machine's noise */
     double weight;                 /* share of time */
-    bool optional;     /* left out when the time is up before its first visit */
+    bool optional;                 /* left out when the time is up before its first visit */
     bool opened;
     yk_fit *to; /* where the result goes; may be NULL */
     yk_samples s;

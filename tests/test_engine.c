@@ -286,9 +286,9 @@ static void test_wrong_arguments(void **state)
     const int32_t low = -1, high = (int32_t)info.n_vocab;
     int32_t many[401] = {0};
     const yk_batch_entry wrong[] = {
-        {a, &low, 1, YK_LOGITS_LAST},      {a, &high, 1, YK_LOGITS_LAST},       {a, prompt[0], 0, YK_LOGITS_LAST},
-        {a, NULL, 1, YK_LOGITS_LAST},      {NULL, prompt[0], 1, YK_LOGITS_LAST}, {foreign, prompt[0], 1, YK_LOGITS_LAST},
-        {a, prompt[0], 3, YK_LOGITS_ALL},  {a, prompt[0], 1, (yk_logits_mode)7},
+        {a, &low, 1, YK_LOGITS_LAST},     {a, &high, 1, YK_LOGITS_LAST},        {a, prompt[0], 0, YK_LOGITS_LAST},
+        {a, NULL, 1, YK_LOGITS_LAST},     {NULL, prompt[0], 1, YK_LOGITS_LAST}, {foreign, prompt[0], 1, YK_LOGITS_LAST},
+        {a, prompt[0], 3, YK_LOGITS_ALL}, {a, prompt[0], 1, (yk_logits_mode)7},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         err.text[0] = 0;
@@ -314,8 +314,9 @@ static void test_wrong_arguments(void **state)
         yk_engine_opts o;
         yk_status st;
     } opts[] = {
-        {{.device = "cuda:7"}, YK_ERR_USAGE},  {{.isa = "sse9"}, YK_ERR_USAGE},       {{.threads = 100000}, YK_ERR_USAGE},
-        {{.context = 1u << 30}, YK_ERR_USAGE}, {{.batch = 1u << 30}, YK_ERR_USAGE},   {{.max_seqs = 1u << 30}, YK_ERR_USAGE},
+        {{.device = "cuda:7"}, YK_ERR_USAGE},       {{.isa = "sse9"}, YK_ERR_USAGE},
+        {{.threads = 100000}, YK_ERR_USAGE},        {{.context = 1u << 30}, YK_ERR_USAGE},
+        {{.batch = 1u << 30}, YK_ERR_USAGE},        {{.max_seqs = 1u << 30}, YK_ERR_USAGE},
         {{.kv_type = (yk_kv_type)5}, YK_ERR_USAGE}, {{.context = 1 << 24, .max_seqs = 4096}, YK_ERR_MEMORY},
     };
     for (size_t i = 0; i < sizeof opts / sizeof *opts; i++) {
@@ -382,9 +383,10 @@ static void test_cancel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_threads),    cmocka_unit_test(test_batches),   cmocka_unit_test(test_among_others),
-        cmocka_unit_test(test_all_logits), cmocka_unit_test(test_fork),      cmocka_unit_test(test_pool_full),
-        cmocka_unit_test(test_cancel),     cmocka_unit_test(test_wrong_arguments),
+        cmocka_unit_test(test_threads),      cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_among_others), cmocka_unit_test(test_all_logits),
+        cmocka_unit_test(test_fork),         cmocka_unit_test(test_pool_full),
+        cmocka_unit_test(test_cancel),       cmocka_unit_test(test_wrong_arguments),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

@@ -185,9 +185,9 @@ static double largest_difference(const float *a, const float *b, size_t n)
 }
 
 typedef struct tally {
-    int plans, rows, same, kinds[3];  /* same: rows within 1e-3 */
-    int attn_copied;                  /* layers */
-    double most[2];                   /* largest difference: float, quantised weights */
+    int plans, rows, same, kinds[3]; /* same: rows within 1e-3 */
+    int attn_copied;                 /* layers */
+    double most[2];                  /* largest difference: float, quantised weights */
 } tally;
 
 /* Every row within the row of another lane. */

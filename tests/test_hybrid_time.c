@@ -149,7 +149,8 @@ static int steps(yk_engine *e, const struct plan_case *c, uint32_t n_vocab)
     double best = INFINITY;
     int seen = 0;
     uint32_t i = 0;
-    for (; i < N_STEPS || (i < MAX_STEPS && (seen < N_STEPS / 2 || !(best <= LIMIT))); i++) { /* other programs only make steps longer */
+    for (; i < N_STEPS || (i < MAX_STEPS && (seen < N_STEPS / 2 || !(best <= LIMIT)));
+         i++) { /* other programs only make steps longer */
         const yk_batch_entry b = {seq, tokens, c->tokens ? c->tokens : 1, i ? YK_LOGITS_NONE : YK_LOGITS_LAST};
         if (c->tokens && i > 1 && yk_seq_truncate(seq, c->tokens, &err) != YK_OK) /* always at the same depth */
             return fail(c->name, err.text);

@@ -391,7 +391,8 @@ static void test_units(void **s)
             uint64_t row_bytes = 0;
             assert_true(yk_type_row_bytes(types[t], cols, &row_bytes));
             const uint64_t bytes = yk_packed_bytes(types[t], ROWS, unit), stride = bytes + 64;
-            uint8_t *file = bytes_new(row_bytes * ROWS, true), *one = bytes_new(bytes, false), *all = bytes_new(stride * UNITS, false);
+            uint8_t *file = bytes_new(row_bytes * ROWS, true), *one = bytes_new(bytes, false),
+                    *all = bytes_new(stride * UNITS, false);
             memset(all, 0xa5, stride * UNITS);
             const yk_pack_run run = {unit, unit, UNITS, stride};
             yk_pack_units(types[t], file, row_bytes, ROWS, &run, all);

@@ -823,9 +823,12 @@ static void check_help(void **state)
     yk_plan_clear(&q);
     if (yk_plan_explain_text(&p, &s, &m, &l, false, &text, NULL, &err) != YK_OK)
         fail_msg("%s", err.text);
-    static const char *const must[] = {
-        "  decode is bound by CPU reads: ", "  prefill is bound by the link: ", "  10 GB/s more of memory bandwidth would give ",
-        ", 1 GiB more of cuda:0 ",           "  10 GB/s more of the link would give ", "copying to the device pays from "};
+    static const char *const must[] = {"  decode is bound by CPU reads: ",
+                                       "  prefill is bound by the link: ",
+                                       "  10 GB/s more of memory bandwidth would give ",
+                                       ", 1 GiB more of cuda:0 ",
+                                       "  10 GB/s more of the link would give ",
+                                       "copying to the device pays from "};
     for (size_t i = 0; i < sizeof must / sizeof *must; i++)
         if (!strstr(text, must[i]))
             fail_msg("\"%s\" is not in:\n%s", must[i], text);

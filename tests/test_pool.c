@@ -20,8 +20,8 @@ typedef struct fixture {
     yk_job job;
     _Atomic(uint64_t) owners[N_STAGES * N_SLICES], claims[N_STAGES];
     uint64_t out[MAX_W][N_STAGES][N_SLICES]; /* [worker]: each worker writes only its own */
-    _Atomic(int) hang;     /* 1: the first slice that a worker other than 0 takes hangs; 2: it hangs now */
-    _Atomic(bool) release; /* lets it go */
+    _Atomic(int) hang;                       /* 1: the first slice that a worker other than 0 takes hangs; 2: it hangs now */
+    _Atomic(bool) release;                   /* lets it go */
     _Atomic(bool) cancel;
 } fixture;
 
@@ -57,9 +57,11 @@ static void init(fixture *f)
 {
     memset(f, 0, sizeof *f);
     for (uint32_t s = 0; s < N_STAGES; s++)
-        f->stages[s] = (yk_stage){.name = "t", .run = run, .arg = f, .layer = s, .max_slices = N_SLICES, .first_owner = s * N_SLICES};
+        f->stages[s] =
+            (yk_stage){.name = "t", .run = run, .arg = f, .layer = s, .max_slices = N_SLICES, .first_owner = s * N_SLICES};
     f->stages[2].prepare = half;
-    f->job = (yk_job){.stages = f->stages, .n_stages = N_STAGES, .owners = f->owners, .claims = f->claims, .cancel = &f->cancel};
+    f->job =
+        (yk_job){.stages = f->stages, .n_stages = N_STAGES, .owners = f->owners, .claims = f->claims, .cancel = &f->cancel};
 }
 
 static uint64_t want[N_STAGES][N_SLICES];

@@ -40,10 +40,10 @@ enum { N_MODEL_TYPES = sizeof model_types / sizeof *model_types };
 #define MODEL_READ      24e9 /* bytes/s of all threads */
 #define MODEL_ATTENTION 7e9
 #define MODEL_FLOPS     90e9
-#define MODEL_NARROW    1.7   /* heads of 64 are slower by this */
-#define MODEL_FEW       0.8   /* rate of a product with few tokens of a prompt, as a share of the one in a step of as many */
-#define MODEL_DOWN      0.7   /* the rate of down as a share of rows' */
-#define MODEL_STAGE     2e3   /* ns */
+#define MODEL_NARROW    1.7 /* heads of 64 are slower by this */
+#define MODEL_FEW       0.8 /* rate of a product with few tokens of a prompt, as a share of the one in a step of as many */
+#define MODEL_DOWN      0.7 /* the rate of down as a share of rows' */
+#define MODEL_STAGE     2e3 /* ns */
 #define MODEL_ROWS      3e9
 
 typedef struct model {
@@ -128,7 +128,8 @@ static yk_status device_pass(model *m, double bytes, yk_pass *out)
 static yk_status model_product(void *self, const yk_profile_work *w, uint64_t bytes, yk_pass *out, yk_error *err)
 {
     (void)err;
-    const double few = w->step_tokens == w->n_tokens ? 1 : MODEL_FEW, rate = model_rate(w->type, w->n_tokens) * few * (w->down ? MODEL_DOWN : 1);
+    const double few = w->step_tokens == w->n_tokens ? 1 : MODEL_FEW,
+                 rate = model_rate(w->type, w->n_tokens) * few * (w->down ? MODEL_DOWN : 1);
     model *m = self;
     if (m->gpu)
         return device_pass(m, (double)bytes, out);
@@ -139,7 +140,8 @@ static yk_status model_product(void *self, const yk_profile_work *w, uint64_t by
 static yk_status model_attention(void *self, uint32_t n, uint32_t depth, uint32_t dim, yk_pass *out, yk_error *err)
 {
     (void)err;
-    const double x = n == 1 ? depth * 32.0 * dim : 4.0 * n * depth * YK_PROFILE_HEADS * dim, slow = dim == 64 ? MODEL_NARROW : 1;
+    const double x = n == 1 ? depth * 32.0 * dim : 4.0 * n * depth * YK_PROFILE_HEADS * dim,
+                 slow = dim == 64 ? MODEL_NARROW : 1;
     return model_pass(self, x, MODEL_FIXED + slow * x * 1e9 / (n == 1 ? MODEL_ATTENTION : MODEL_FLOPS), out);
 }
 
@@ -602,7 +604,8 @@ static void test_bad_files(void **state)
         {", \"reads\": [{\"threads\": 1, \"page_bytes\": 4096}]", "", "", "machine.cpu.reads[0].bytes_per_s: is missing"},
         {", \"reads\": [{\"threads\": 0}]", "", "", "machine.cpu.reads[0].threads: 0 is out of range"},
         {", \"reads\": 1", "", "", "machine.cpu.reads: must be"},
-        {", \"prompt_bytes_per_s\": {\"Q4_0\": {\"64\": 0}}", "", "", "machine.cpu.prompt_bytes_per_s.Q4_0.64: 0 is out of range"},
+        {", \"prompt_bytes_per_s\": {\"Q4_0\": {\"64\": 0}}", "", "",
+         "machine.cpu.prompt_bytes_per_s.Q4_0.64: 0 is out of range"},
         {", \"attention_by_head\": {\"64\": {\"flops_per_s\": 1e9}}", "", "",
          "machine.cpu.attention_by_head.64.kv_bytes_per_s: is missing"},
         {", \"stage_ns\": -1", "", "", "machine.cpu.stage_ns: -1 is out of range"},

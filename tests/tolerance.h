@@ -25,10 +25,12 @@ static const yk_tolerance yk_tolerances[] = {
     {"matmul", "BF16", 4e-6, "weights are exact in f32; then as F32"},
     {"matmul", "*", 5e-7,
      "against the same int8 activations; integer dots are exact, 5 roundings a block and n/256 additions a partial sum"},
-    {"matmul_packed", "F32", 4e-6, "one sum for even and one for odd columns of a tile of 256, and n/256 <= 12 tiles: as matmul's F32 or better"},
+    {"matmul_packed", "F32", 4e-6,
+     "one sum for even and one for odd columns of a tile of 256, and n/256 <= 12 tiles: as matmul's F32 or better"},
     {"matmul_packed", "F16", 4e-6, "weights are exact in f32; then as F32"},
     {"matmul_packed", "BF16", 4e-6, "weights are exact in f32; then as F32"},
-    {"matmul_packed", "*", 5e-7, "against the same int8 activations; integer dots are exact; one sum of n/32 <= 90 terms, three roundings a term"},
+    {"matmul_packed", "*", 5e-7,
+     "against the same int8 activations; integer dots are exact; one sum of n/32 <= 90 terms, three roundings a term"},
     {"quantise", "", 0, "two divisions and one product, each correctly rounded: docs/kernels/quantise.md"},
     {"rms_norm", "", 4e-6,
      "the sum of squares has only positive terms (n/16 roundings, halved by the root), then four roundings"},
@@ -55,8 +57,10 @@ static const yk_tolerance yk_tolerances[] = {
     {"logits-f64-kv16", "float", 2e-2,
      "F16 KV was not measured alone; f16 inputs of every product stayed within 0.005, times 4"},
     {"logits-lane", "float", 1e-3, "another lane or ISA differs only in the order of f32 sums; measured 1e-5"},
-    {"logits-lane", "quantised", 0.4, "the same, but an activation that lies between two int8 values may round to the other one, and that moves others: a change of one "
-                                      "embedding element by 1e-6 moved logits by 0.064 on one lane alone (docs/SPEED.md); so twice logits-f64"},
+    {"logits-lane", "quantised", 0.4,
+     "the same, but an activation that lies between two int8 values may round to the other one, and that moves others: a "
+     "change of one "
+     "embedding element by 1e-6 moved logits by 0.064 on one lane alone (docs/SPEED.md); so twice logits-f64"},
     {"logits-f16-units", "float", 1e-2, "a path on 16-bit matrix units (f16): largest difference measured 0.005"},
     {"logits-bf16-units", "float", 1e-1, "a path on 16-bit matrix units (bf16): largest difference measured 0.043"},
 };

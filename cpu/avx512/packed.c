@@ -20,12 +20,12 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    GROUP = 8, /* most tokens of a step; */
-    SIX = 6,   /* usual: with two panels 12 integer and 12 f32 sums, and 4 registers of codes */
+    GROUP = 8,  /* most tokens of a step; */
+    SIX = 6,    /* usual: with two panels 12 integer and 12 f32 sums, and 4 registers of codes */
     CHUNK = 16, /* panels of which sums are kept at a time where tiles lie apart */
-    AHEAD = 4, /* columns of tiles fetched into L2 there */
-    PASS = 60, /* tokens that meet a tile before the next one comes */
-    PAIR = 4,  /* from this many tokens on, two panels a step */
+    AHEAD = 4,  /* columns of tiles fetched into L2 there */
+    PASS = 60,  /* tokens that meet a tile before the next one comes */
+    PAIR = 4,   /* from this many tokens on, two panels a step */
     NEAR = 2048,
     FAR = 16384 /* prefetch distances into L1 and L2, measured: docs/SPEED.md */
 };
@@ -581,7 +581,8 @@ static void store_panel(const yk_matmul_packed *m, uint32_t r, uint32_t t0, uint
 {
     const uint32_t rows = m->n_rows - r < YK_TILE_ROWS ? m->n_rows - r : YK_TILE_ROWS;
     for (uint32_t t = 0; t < n; t++)
-        _mm512_mask_storeu_ps(m->y + (t0 + t) * m->y_stride + r, (__mmask16)((1u << rows) - 1), _mm512_load_ps(y + YK_TILE_ROWS * t));
+        _mm512_mask_storeu_ps(m->y + (t0 + t) * m->y_stride + r, (__mmask16)((1u << rows) - 1),
+                              _mm512_load_ps(y + YK_TILE_ROWS * t));
 }
 
 /* The same for one group when the tiles of a panel lie far apart but panels follow each other: all panels of a chunk meet a column of tiles before the

@@ -45,12 +45,12 @@ YK_API const char *yk_version(void);
 /* Stable values: new ones are added, none is ever renumbered. The program's exit code is in brackets. */
 typedef enum yk_status {
     YK_OK = 0,
-    YK_ERR_RUNTIME = -1,    /* [1] the system or a device refused something */
-    YK_ERR_USAGE = -2,      /* [2] an argument is out of its range */
-    YK_ERR_INPUT = -3,      /* [3] a model or another input file is wrong or missing */
-    YK_ERR_MEMORY = -4,     /* [4] not enough memory */
-    YK_ERR_CANCELLED = -5,  /* [1] yk_engine_cancel was called or a progress callback returned false */
-    YK_ERR_CONTEXT = -6     /* [2] a sequence would grow past its context, or the KV pool is exhausted */
+    YK_ERR_RUNTIME = -1,   /* [1] the system or a device refused something */
+    YK_ERR_USAGE = -2,     /* [2] an argument is out of its range */
+    YK_ERR_INPUT = -3,     /* [3] a model or another input file is wrong or missing */
+    YK_ERR_MEMORY = -4,    /* [4] not enough memory */
+    YK_ERR_CANCELLED = -5, /* [1] yk_engine_cancel was called or a progress callback returned false */
+    YK_ERR_CONTEXT = -6    /* [2] a sequence would grow past its context, or the KV pool is exhausted */
 } yk_status;
 
 typedef struct yk_error {
@@ -99,14 +99,14 @@ typedef struct yk_model_info {
     const char *file_type;    /* type of most weight bytes, for example "Q4_K" */
     uint32_t n_layers, n_embd, n_ff, n_heads, n_kv_heads, head_dim, n_vocab;
     uint32_t n_experts, n_experts_used, n_expert_ff; /* 0 for dense models */
-    uint32_t n_ctx_train;     /* context the model was trained for, tokens */
-    uint64_t n_params;        /* elements of all weights */
-    uint64_t n_bytes;         /* bytes of all weights in the file */
-    uint64_t file_bytes;      /* bytes of all files of the set */
+    uint32_t n_ctx_train;                            /* context the model was trained for, tokens */
+    uint64_t n_params;                               /* elements of all weights */
+    uint64_t n_bytes;                                /* bytes of all weights in the file */
+    uint64_t file_bytes;                             /* bytes of all files of the set */
     uint32_t n_files;
     uint32_t n_meta, n_tensors;
-    int32_t bos, eos, eot;    /* special tokens, -1 where the model has none */
-    bool add_bos, add_eos;    /* what YK_TOK_SPECIAL adds */
+    int32_t bos, eos, eot;     /* special tokens, -1 where the model has none */
+    bool add_bos, add_eos;     /* what YK_TOK_SPECIAL adds */
     const char *chat_template; /* Jinja text or NULL; owned by the model */
 } yk_model_info;
 
@@ -124,9 +124,9 @@ typedef struct yk_tensor_info {
 YK_API yk_status yk_model_get_tensor(const yk_model *model, uint32_t index, yk_tensor_info *info);
 
 typedef struct yk_meta_info {
-    const char *key;      /* NUL-terminated, owned by the model */
-    const char *type;     /* "u32", "str", "[f32]", ... */
-    uint64_t n_elements;  /* 1, or the length of an array */
+    const char *key;     /* NUL-terminated, owned by the model */
+    const char *type;    /* "u32", "str", "[f32]", ... */
+    uint64_t n_elements; /* 1, or the length of an array */
 } yk_meta_info;
 
 YK_API yk_status yk_model_get_meta(const yk_model *model, uint32_t index, yk_meta_info *info);
@@ -183,7 +183,7 @@ typedef struct yk_seq yk_seq;
 typedef enum yk_kv_type { YK_KV_F16 = 0, YK_KV_F32 = 1 } yk_kv_type;
 
 typedef struct yk_engine_opts {
-    bool auto_partition;        /* let the planner place weights and work; default true. false: everything on the named device, or
+    bool auto_partition; /* let the planner place weights and work; default true. false: everything on the named device, or
                                  * on the CPU when none is named */
     uint64_t vram_budget_bytes; /* ceiling of device memory; 0: what is free */
     const char *device;         /* "auto" (NULL means the same), "cpu", "opencl[:N]", "cuda[:N]", "null[:N]" */
@@ -194,21 +194,23 @@ typedef struct yk_engine_opts {
     uint32_t batch;             /* tokens computed at once; larger yk_decode calls are cut into such steps; 0: 512 */
     uint32_t logits_rows;       /* logits rows a yk_decode call may ask for; 0: max_seqs */
     yk_kv_type kv_type;
-    const yk_plan *plan;        /* NULL: the engine makes one; else used as it is, on the device it names; read during yk_engine_open only */
-    const yk_machine *machine;  /* what to plan by; NULL: the cached measurement, made now when there is none; read during
+    const yk_plan
+        *plan; /* NULL: the engine makes one; else used as it is, on the device it names; read during yk_engine_open only */
+    const yk_machine *machine; /* what to plan by; NULL: the cached measurement, made now when there is none; read during
                                  * yk_engine_open only */
-    const char *isa;            /* highest instruction set to use: "ref", "avx2", ...; NULL: the best there is */
+    const char *isa;           /* highest instruction set to use: "ref", "avx2", ...; NULL: the best there is */
     yk_progress_fn progress;
     void *progress_user;
     /* What the planner must keep to; anything that cannot be is YK_ERR_USAGE naming it by llama.cpp's flag. A given plan leaves nothing to say. */
-    bool gpu_layers_given;      /* -ngl; false: the planner decides */
-    uint32_t gpu_layers;        /* -ngl: exactly the last so many layers on the device, the head is the last of them */
-    uint32_t cpu_moe_layers;    /* -ncmoe: experts of the first so many layers stay on the host */
-    bool kv_on_host;            /* -nkvo: the KV cache stays on the host, and attention with it */
-    const char *overrides;      /* -ot: "REGEX=DEVICE[,...]" over tensor names, CPU for the host; NULL: none */
-    bool no_repack;             /* compute from the weights as the file has them (mapped, slower) instead of a packed copy in memory */
-    const char *trace_path;     /* file for a timeline of the lanes (Chrome trace format), written by yk_engine_close; NULL: none */
-    const char *pack_cache;     /* folder (made when there is none, not its parents) of packed weights: a file for each model, read by later opens instead of
+    bool gpu_layers_given;   /* -ngl; false: the planner decides */
+    uint32_t gpu_layers;     /* -ngl: exactly the last so many layers on the device, the head is the last of them */
+    uint32_t cpu_moe_layers; /* -ncmoe: experts of the first so many layers stay on the host */
+    bool kv_on_host;         /* -nkvo: the KV cache stays on the host, and attention with it */
+    const char *overrides;   /* -ot: "REGEX=DEVICE[,...]" over tensor names, CPU for the host; NULL: none */
+    bool no_repack; /* compute from the weights as the file has them (mapped, slower) instead of a packed copy in memory */
+    const char *trace_path; /* file for a timeline of the lanes (Chrome trace format), written by yk_engine_close; NULL: none */
+    const char *
+        pack_cache; /* folder (made when there is none, not its parents) of packed weights: a file for each model, read by later opens instead of
                                  * packing again, written by the first one. It knows the model's files by size, time of change, metadata and samples of
                                  * every tensor. One that cannot be used, or a full disk, is a warning in the log, and the weights are packed in
                                  * memory. Files in there may be removed at any time. NULL: none; not used with no_repack */
@@ -271,15 +273,15 @@ typedef struct yk_sampler yk_sampler;
 
 /* Applied in this order: penalties, top-k, typical, top-p, min-p, temperature, then a draw with the seeded generator. */
 typedef struct yk_sampler_opts {
-    float temperature;      /* >= 0; 0: greedy, the lowest id among equals; default 0.8 */
-    uint32_t top_k;         /* 0: off; default 40 */
-    float top_p;            /* (0, 1]; 1: off; default 0.95 */
-    float min_p;            /* [0, 1]; 0: off; default 0.05 */
-    float typical_p;        /* (0, 1]; 1: off; default 1 */
-    float repeat_penalty;   /* > 0; 1: off; default 1 */
+    float temperature;                         /* >= 0; 0: greedy, the lowest id among equals; default 0.8 */
+    uint32_t top_k;                            /* 0: off; default 40 */
+    float top_p;                               /* (0, 1]; 1: off; default 0.95 */
+    float min_p;                               /* [0, 1]; 0: off; default 0.05 */
+    float typical_p;                           /* (0, 1]; 1: off; default 1 */
+    float repeat_penalty;                      /* > 0; 1: off; default 1 */
     float frequency_penalty, presence_penalty; /* 0: off; default 0 */
-    uint32_t penalty_last_n; /* tokens the penalties look back; 0: off; default 64 */
-    uint32_t min_keep;      /* candidates top-p, min-p and typical leave at least; default 1 */
+    uint32_t penalty_last_n;                   /* tokens the penalties look back; 0: off; default 64 */
+    uint32_t min_keep;                         /* candidates top-p, min-p and typical leave at least; default 1 */
     uint64_t seed;
 } yk_sampler_opts;
 
@@ -297,10 +299,10 @@ YK_API void yk_sampler_reset(yk_sampler *sampler);
 /* ---- 7. Machine and statistics ------------------------------------------------------------------------------------ */
 
 typedef struct yk_cpu_info {
-    char name[128];       /* model name as the system tells it */
-    char isa[128];        /* instruction sets of interest, separated by spaces, for example "avx2 avx512f vnni" */
-    uint32_t n_cores;     /* physical cores this process may use */
-    uint32_t n_threads;   /* logical processors this process may use */
+    char name[128];     /* model name as the system tells it */
+    char isa[128];      /* instruction sets of interest, separated by spaces, for example "avx2 avx512f vnni" */
+    uint32_t n_cores;   /* physical cores this process may use */
+    uint32_t n_threads; /* logical processors this process may use */
     uint32_t n_numa;
     uint64_t cache_bytes[3]; /* largest L1d, L2, L3 instance; 0 when unknown */
     uint64_t memory_bytes, memory_available_bytes;
@@ -375,15 +377,16 @@ YK_API yk_status yk_plan_text(const yk_plan *plan, char *buf, size_t capacity, s
 YK_API const char *yk_plan_note(const yk_plan *plan);
 /* One screen of text: speed, what limits it, what would help, why not otherwise, bytes, what lives and runs where; buffer rules as
  * above. machine NULL: opts->machine, which may be NULL. YK_ERR_INPUT: the plan does not fit model and options. */
-YK_API yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_machine *machine, const yk_engine_opts *opts,
-                                 char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
+YK_API yk_status yk_plan_explain(const yk_plan *plan, const yk_model *model, const yk_machine *machine,
+                                 const yk_engine_opts *opts, char *buf, size_t capacity, size_t *n_bytes, yk_error *err);
 
 /* Whose plan: a model, or the shape of one without its weights; on this machine, or on one that is somewhere else. */
 typedef struct yk_plan_subject {
     const yk_model *model;
-    const char *shape_path;     /* with model NULL: a file of partition/shapes */
-    const char *type;           /* weight types of the shape, as yoke synth names them; NULL: the file's own */
-    const yk_machine *machine;  /* NULL (with a model): as yk_plan_make. Else its devices are planned for, whether they are here or not */
+    const char *shape_path; /* with model NULL: a file of partition/shapes */
+    const char *type;       /* weight types of the shape, as yoke synth names them; NULL: the file's own */
+    const yk_machine
+        *machine; /* NULL (with a model): as yk_plan_make. Else its devices are planned for, whether they are here or not */
     const yk_engine_opts *opts; /* may be NULL; devices have the memory that the machine's file says when no budget is given */
 } yk_plan_subject;
 
@@ -396,21 +399,22 @@ typedef enum yk_plan_form {
     YK_PLAN_SVG = 2       /* a picture */
 } yk_plan_form;
 /* A plan drawn for its subject; buffer rules of yk_model_get_meta_text. YK_ERR_INPUT: the plan does not fit. */
-YK_API yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *subject, yk_plan_form form, char *buf, size_t capacity,
-                              size_t *n_bytes, yk_error *err);
+YK_API yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *subject, yk_plan_form form, char *buf,
+                              size_t capacity, size_t *n_bytes, yk_error *err);
 
 typedef struct yk_engine_stats {
-    uint64_t n_tokens;              /* tokens computed since the engine was opened */
+    uint64_t n_tokens; /* tokens computed since the engine was opened */
     uint64_t n_steps;
     uint32_t threads, context, max_seqs, batch; /* in force */
-    uint64_t weight_bytes_per_token; /* weight bytes a single decoded token reads (chosen experts only) */
+    uint64_t weight_bytes_per_token;            /* weight bytes a single decoded token reads (chosen experts only) */
     uint64_t kv_bytes_per_token;
-    uint64_t bytes_weights, bytes_kv, bytes_activation, bytes_runtime; /* reserved host memory by class; mapped files not counted */
-    uint64_t rescued_slices;        /* slices computed again because their worker had been descheduled */
-    char device[64];                /* for example "cpu" */
-    char isa[32];                   /* kernels in use, for example "ref" */
-    char plan_id[32];               /* which plan the engine runs */
-    char why[256];                  /* why it runs where it does, one line */
+    uint64_t bytes_weights, bytes_kv, bytes_activation,
+        bytes_runtime;       /* reserved host memory by class; mapped files not counted */
+    uint64_t rescued_slices; /* slices computed again because their worker had been descheduled */
+    char device[64];         /* for example "cpu" */
+    char isa[32];            /* kernels in use, for example "ref" */
+    char plan_id[32];        /* which plan the engine runs */
+    char why[256];           /* why it runs where it does, one line */
 } yk_engine_stats;
 
 YK_API void yk_engine_get_stats(const yk_engine *engine, yk_engine_stats *stats);
@@ -418,9 +422,9 @@ YK_API void yk_engine_get_stats(const yk_engine *engine, yk_engine_stats *stats)
 /* ---- 8. Tools ------------------------------------------------------------------------------------------------------ */
 
 typedef struct yk_synth_opts {
-    const char *shape;  /* "mixtral-8x7b", "qwen3-30b-a3b", "llama-1b", "llama2-13b", "gpt-oss-20b" */
-    const char *type;   /* "F32", "F16", "BF16", "Q4_0", ..., or a mix: "Q4_K_M", "Q5_K_M" */
-    uint32_t n_layers;  /* 0: as the shape says */
+    const char *shape; /* "mixtral-8x7b", "qwen3-30b-a3b", "llama-1b", "llama2-13b", "gpt-oss-20b" */
+    const char *type;  /* "F32", "F16", "BF16", "Q4_0", ..., or a mix: "Q4_K_M", "Q5_K_M" */
+    uint32_t n_layers; /* 0: as the shape says */
     uint64_t seed;
     yk_progress_fn progress;
     void *progress_user;

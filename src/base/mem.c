@@ -33,7 +33,10 @@ static bool fail_now(void)
     return atomic_load(&left) > 0 && atomic_fetch_sub(&left, 1) == 1;
 }
 #else
-static bool fail_now(void) { return false; }
+static bool fail_now(void)
+{
+    return false;
+}
 #endif
 
 void *yk_alloc(yk_mem_class cls, size_t n, size_t size)
@@ -89,7 +92,10 @@ char *yk_strndup(yk_mem_class cls, const char *s, size_t n)
     return p;
 }
 
-uint64_t yk_mem_live(yk_mem_class cls) { return atomic_load_explicit(&live[cls], memory_order_relaxed); }
+uint64_t yk_mem_live(yk_mem_class cls)
+{
+    return atomic_load_explicit(&live[cls], memory_order_relaxed);
+}
 
 yk_status yk_arena_open(yk_arena *arena, yk_mem_class cls, size_t size, bool huge, yk_error *err)
 {

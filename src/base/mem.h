@@ -23,8 +23,14 @@ typedef enum yk_mem_class {
 } yk_mem_class;
 
 /* a * b and a + b into *out; false on overflow. */
-static inline bool yk_mul_u64(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_mul_overflow(a, b, out); }
-static inline bool yk_add_u64(uint64_t a, uint64_t b, uint64_t *out) { return !__builtin_add_overflow(a, b, out); }
+static inline bool yk_mul_u64(uint64_t a, uint64_t b, uint64_t *out)
+{
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool yk_add_u64(uint64_t a, uint64_t b, uint64_t *out)
+{
+    return !__builtin_add_overflow(a, b, out);
+}
 
 /* Zeroed memory of n * size bytes, 64-byte aligned; NULL when it cannot be had or the product overflows. n * size 0 gives a
  * valid pointer. */

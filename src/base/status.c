@@ -4,18 +4,28 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-const char *yk_version(void) { return "0.1.0"; }
+const char *yk_version(void)
+{
+    return "0.1.0";
+}
 
 const char *yk_status_name(yk_status status)
 {
     switch (status) {
-    case YK_OK: return "YK_OK";
-    case YK_ERR_RUNTIME: return "YK_ERR_RUNTIME";
-    case YK_ERR_USAGE: return "YK_ERR_USAGE";
-    case YK_ERR_INPUT: return "YK_ERR_INPUT";
-    case YK_ERR_MEMORY: return "YK_ERR_MEMORY";
-    case YK_ERR_CANCELLED: return "YK_ERR_CANCELLED";
-    case YK_ERR_CONTEXT: return "YK_ERR_CONTEXT";
+    case YK_OK:
+        return "YK_OK";
+    case YK_ERR_RUNTIME:
+        return "YK_ERR_RUNTIME";
+    case YK_ERR_USAGE:
+        return "YK_ERR_USAGE";
+    case YK_ERR_INPUT:
+        return "YK_ERR_INPUT";
+    case YK_ERR_MEMORY:
+        return "YK_ERR_MEMORY";
+    case YK_ERR_CANCELLED:
+        return "YK_ERR_CANCELLED";
+    case YK_ERR_CONTEXT:
+        return "YK_ERR_CONTEXT";
     }
     return "unknown status";
 }

@@ -198,7 +198,8 @@ static int read_stream(FILE *file, const char *name, char **data, size_t *n_byte
             break;
         if (capacity >= MAX_TEXT_BYTES) {
             free(buf);
-            return yk_cli_error(YK_EXIT_INPUT, "%s: a text of more than %d bytes; give a shorter one", name, MAX_TEXT_BYTES - 2);
+            return yk_cli_error(YK_EXIT_INPUT, "%s: a text of more than %d bytes; give a shorter one", name,
+                                MAX_TEXT_BYTES - 2);
         }
         capacity *= 2;
         char *more = realloc(buf, capacity);

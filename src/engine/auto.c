@@ -50,10 +50,8 @@ bool yk_auto_has_wishes(const yk_engine_opts *o)
 
 yk_status yk_auto_wishes(yk_plan_wishes *out, const yk_engine_opts *o, yk_error *err)
 {
-    *out = (yk_plan_wishes){.ngl_given = o->gpu_layers_given,
-                            .ngl = o->gpu_layers,
-                            .ncmoe = o->cpu_moe_layers,
-                            .nkvo = o->kv_on_host};
+    *out = (yk_plan_wishes){
+        .ngl_given = o->gpu_layers_given, .ngl = o->gpu_layers, .ncmoe = o->cpu_moe_layers, .nkvo = o->kv_on_host};
     YK_FAIL_IF(yk_auto_has_wishes(o) && !o->auto_partition, err, YK_ERR_USAGE,
                "-ngl, -ncmoe, -nkvo and -ot bind the planner, and --no-auto-partition switches it off: leave one away");
     return o->overrides && *o->overrides ? yk_plan_add_override(out, o->overrides, err) : YK_OK;
@@ -66,8 +64,8 @@ static yk_status refuse_wishes(const yk_engine_opts *o, const char *why, yk_erro
     YK_TRY(yk_auto_wishes(&w, o, err));
     YK_FAIL_IF(o->gpu_layers_given && o->gpu_layers, err, YK_ERR_USAGE, "-ngl %u asks for a device: %s", o->gpu_layers, why);
     for (uint32_t i = 0; i < w.n_overrides; i++)
-        YK_FAIL_IF(strcasecmp(w.overrides[i].device, "cpu") != 0, err, YK_ERR_USAGE, "-ot %s=%s asks for a device: %s", w.overrides[i].pattern,
-                   w.overrides[i].device, why);
+        YK_FAIL_IF(strcasecmp(w.overrides[i].device, "cpu") != 0, err, YK_ERR_USAGE, "-ot %s=%s asks for a device: %s",
+                   w.overrides[i].pattern, w.overrides[i].device, why);
     return YK_OK;
 }
 
@@ -221,7 +219,9 @@ static yk_status make(yk_plan **out, choice *c, const yk_machine *machine, bool 
     if (!plan)
         return yk_fail_memory(err, sizeof *plan, "a plan");
     yk_status st = solve(c, plan, machine, err);
-    const yk_machine *m = machine ? machine : c->o->machine ? c->o->machine : c->machine; /* NULL: the planner is switched off */
+    const yk_machine *m = machine         ? machine
+                          : c->o->machine ? c->o->machine
+                                          : c->machine; /* NULL: the planner is switched off */
     if (st == YK_OK && m) {
         yk_plan_note_ram(plan, &c->shape, m, &c->limits);
         st = compare ? yk_plan_alternatives(plan, m, &c->shape, &c->limits, err) : YK_OK;
@@ -293,7 +293,8 @@ static yk_status add_devices_of(choice *c, const yk_plan *plan, yk_error *err)
     return YK_OK;
 }
 
-yk_status yk_auto_plan_limits(yk_plan_limits *out, const yk_plan *plan, const yk_model *model, const yk_engine_opts *o, yk_error *err)
+yk_status yk_auto_plan_limits(yk_plan_limits *out, const yk_plan *plan, const yk_model *model, const yk_engine_opts *o,
+                              yk_error *err)
 {
     choice c;
     yk_status st = open_choice(&c, model, o, err);

@@ -23,7 +23,8 @@ yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_o
 bool yk_auto_may_retreat(const yk_engine_opts *o, yk_status st);
 
 /* What a plan must keep to here: sizes by the options, those of its devices that are here. */
-yk_status yk_auto_plan_limits(yk_plan_limits *out, const yk_plan *plan, const yk_model *model, const yk_engine_opts *o, yk_error *err);
+yk_status yk_auto_plan_limits(yk_plan_limits *out, const yk_plan *plan, const yk_model *model, const yk_engine_opts *o,
+                              yk_error *err);
 
 /* ---- device_api.c ---- */
 

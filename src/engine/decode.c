@@ -15,9 +15,14 @@ static yk_status check_entry(yk_engine *e, const yk_batch_entry *b, uint32_t i, 
     YK_FAIL_IF(b->n_tokens > e->context - b->seq->length, err, YK_ERR_CONTEXT,
                "entry %u: %u tokens and %u more do not fit in the context of %u", i, b->seq->length, b->n_tokens, e->context);
     switch (b->logits) {
-    case YK_LOGITS_NONE: return YK_OK;
-    case YK_LOGITS_LAST: *rows += 1; return YK_OK;
-    case YK_LOGITS_ALL: *rows += b->n_tokens; return YK_OK;
+    case YK_LOGITS_NONE:
+        return YK_OK;
+    case YK_LOGITS_LAST:
+        *rows += 1;
+        return YK_OK;
+    case YK_LOGITS_ALL:
+        *rows += b->n_tokens;
+        return YK_OK;
     }
     return yk_fail(err, YK_ERR_USAGE, "entry %u: unknown logits mode %d", i, (int)b->logits);
 }
@@ -73,9 +78,9 @@ static yk_status run_steps(yk_engine *e, const yk_batch_entry *entries, yk_reser
             o.copied = r[i].replaced && !r[i].written;
             if (o.pos % YK_KV_BLOCK)
                 o.read_first = o.copied ? r[i].old_block : b->seq->blocks[o.pos / YK_KV_BLOCK];
-            o.logits_first = b->logits == YK_LOGITS_ALL                                        ? 0
+            o.logits_first = b->logits == YK_LOGITS_ALL                                   ? 0
                              : b->logits == YK_LOGITS_LAST && done + count == b->n_tokens ? count - 1
-                                                                                              : count;
+                                                                                          : count;
             o.row = e->entry_row[i] + (b->logits == YK_LOGITS_ALL ? done : 0);
             yk_step_add(step, &o);
             done += count;
@@ -87,7 +92,8 @@ static yk_status run_steps(yk_engine *e, const yk_batch_entry *entries, yk_reser
         YK_TRY(yk_step_run(step, err));
         for (uint32_t j = first; j < n && (j < i || (j == i && done)); j++) {
             r[j].written = true;
-            entries[j].seq->length += j == i ? done - (j == first ? first_done : 0) : entries[j].n_tokens - (j == first ? first_done : 0);
+            entries[j].seq->length +=
+                j == i ? done - (j == first ? first_done : 0) : entries[j].n_tokens - (j == first ? first_done : 0);
         }
     }
     return YK_OK;
@@ -104,8 +110,8 @@ yk_status yk_decode(yk_engine *engine, const yk_batch_entry *entries, uint32_t n
     for (uint32_t i = 0; i < n_entries; i++) {
         const uint64_t before = rows;
         YK_TRY(check_entry(e, &entries[i], i, &rows, err));
-        YK_FAIL_IF(rows > e->d.n_logits, err, YK_ERR_USAGE, "the batch asks for more than the %u logits rows that were reserved (logits_rows)",
-                   e->d.n_logits);
+        YK_FAIL_IF(rows > e->d.n_logits, err, YK_ERR_USAGE,
+                   "the batch asks for more than the %u logits rows that were reserved (logits_rows)", e->d.n_logits);
         e->entry_row[i] = (uint32_t)before;
         e->entry_rows[i] = (uint32_t)(rows - before);
     }
@@ -114,8 +120,9 @@ yk_status yk_decode(yk_engine *engine, const yk_batch_entry *entries, uint32_t n
     while (i < n_entries && take_blocks(e, &entries[i], &r[i]))
         i++;
     if (i < n_entries) {
-        const yk_status st = yk_fail(err, YK_ERR_CONTEXT, "the KV pool of %" PRIu64 " tokens is full; raise kv_tokens or close a sequence",
-                     (uint64_t)e->kv.n_blocks * YK_KV_BLOCK);
+        const yk_status st =
+            yk_fail(err, YK_ERR_CONTEXT, "the KV pool of %" PRIu64 " tokens is full; raise kv_tokens or close a sequence",
+                    (uint64_t)e->kv.n_blocks * YK_KV_BLOCK);
         undo(e, entries, r, i + 1);
         return st;
     }
@@ -140,5 +147,11 @@ const float *yk_logits(const yk_engine *engine, uint32_t entry, uint32_t index)
     return engine->logits + (size_t)(engine->entry_row[entry] + index) * engine->model->hp.n_vocab;
 }
 
-void yk_engine_cancel(yk_engine *engine) { atomic_store(&engine->cancel, true); }
-void yk_engine_cancel_clear(yk_engine *engine) { atomic_store(&engine->cancel, false); }
+void yk_engine_cancel(yk_engine *engine)
+{
+    atomic_store(&engine->cancel, true);
+}
+void yk_engine_cancel_clear(yk_engine *engine)
+{
+    atomic_store(&engine->cancel, false);
+}

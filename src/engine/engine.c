@@ -17,7 +17,10 @@
 
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512, MIN_BATCH = 32, MAX_BATCH = 16384, MAX_SEQS = 4096, MAX_CONTEXT = 1 << 24 };
 
-void yk_engine_opts_init(yk_engine_opts *opts) { *opts = (yk_engine_opts){.auto_partition = true}; }
+void yk_engine_opts_init(yk_engine_opts *opts)
+{
+    *opts = (yk_engine_opts){.auto_partition = true};
+}
 
 /* ---- options ------------------------------------------------------------------------------------------------------------------------- */
 
@@ -54,7 +57,10 @@ static yk_status check_opts(const yk_engine_opts *o, yk_error *err)
 
 /* ---- sizes --------------------------------------------------------------------------------------------------------------------------- */
 
-static uint32_t max_u32(uint32_t a, uint32_t b) { return a > b ? a : b; }
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
 
 static void set_dims(yk_engine *e, const yk_engine_opts *o)
 {
@@ -168,8 +174,8 @@ static yk_status check_memory(const yk_engine *e, uint64_t kv_bytes, uint64_t ac
     if (!yk_add_u64(kv_bytes, act_bytes, &need))
         need = UINT64_MAX;
     YK_FAIL_IF(need > cpu.memory_available_bytes, err, YK_ERR_MEMORY,
-               "a context of %u tokens for %u sequences needs %" PRIu64 " bytes (KV cache %" PRIu64 ", activations %" PRIu64 "), available are %" PRIu64
-               "; use a smaller context or batch",
+               "a context of %u tokens for %u sequences needs %" PRIu64 " bytes (KV cache %" PRIu64 ", activations %" PRIu64
+               "), available are %" PRIu64 "; use a smaller context or batch",
                e->context, e->max_seqs, need, kv_bytes, act_bytes, cpu.memory_available_bytes);
     return YK_OK;
 }
@@ -178,7 +184,8 @@ static yk_status open_memory(yk_engine *e, uint64_t want, uint32_t n_workers, yk
 {
     const yk_hparams *hp = &e->model->hp;
     uint64_t kv_bytes, block_bytes;
-    if (want >= UINT32_MAX || !yk_mul_u64(2 * e->d.kv_half, hp->n_layers, &block_bytes) || !yk_mul_u64(want, block_bytes, &kv_bytes))
+    if (want >= UINT32_MAX || !yk_mul_u64(2 * e->d.kv_half, hp->n_layers, &block_bytes) ||
+        !yk_mul_u64(want, block_bytes, &kv_bytes))
         return yk_fail(err, YK_ERR_MEMORY, "a KV cache of %" PRIu64 " blocks of 16 tokens is larger than any memory", want);
     e->kv_bytes_per_token = block_bytes / YK_KV_BLOCK;
     taker count = {0};
@@ -196,7 +203,10 @@ static yk_status open_memory(yk_engine *e, uint64_t want, uint32_t n_workers, yk
 
 /* ---- statistics ---------------------------------------------------------------------------------------------------------------------- */
 
-static uint64_t mat_bytes(const yk_weight *w) { return w->data || w->mats ? w->row_bytes * w->n_rows : 0; }
+static uint64_t mat_bytes(const yk_weight *w)
+{
+    return w->data || w->mats ? w->row_bytes * w->n_rows : 0;
+}
 
 /* Weight bytes one decoded token reads: every matrix of attention and head, the chosen experts only. */
 static uint64_t token_bytes(const yk_model *m)
@@ -324,8 +334,8 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
     const yk_pool_opts po = {.n_workers = n_workers, .scratch_bytes = yk_scratch_map(e, NULL, NULL), .pin = true};
     YK_TRY(yk_pool_open(&e->pool, &po, err));
     if (n_workers > yk_pool_cores(e->pool)) /* they wait for each other at every stage, and then for the scheduler */
-        yk_log(YK_LOG_WARN, "%u threads on %u cores that this process may use: more than one for each makes it slower", n_workers,
-               yk_pool_cores(e->pool));
+        yk_log(YK_LOG_WARN, "%u threads on %u cores that this process may use: more than one for each makes it slower",
+               n_workers, yk_pool_cores(e->pool));
     e->weight_bytes_per_token = token_bytes(e->model);
     snprintf(e->plan_id, sizeof e->plan_id, "cpu-only");
     if (o->pack_cache && !o->no_repack)
@@ -343,8 +353,8 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
     return YK_OK;
 }
 
-static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_plan *plan, const char *why, const yk_engine_opts *o,
-                             yk_error *err)
+static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_plan *plan, const char *why,
+                             const yk_engine_opts *o, yk_error *err)
 {
     yk_engine *e = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *e);
     if (!e)
@@ -369,8 +379,9 @@ yk_status yk_engine_open(yk_engine **out, const yk_model *model, const yk_engine
     yk_engine_opts defaults;
     yk_engine_opts_init(&defaults);
     const yk_engine_opts *o = opts ? opts : &defaults;
-    YK_FAIL_IF(o->plan && yk_auto_has_wishes(o), err, YK_ERR_USAGE,
-               "a plan is given: -ngl, -ncmoe, -nkvo and -ot are for the planner; make a new plan with them, or leave them away");
+    YK_FAIL_IF(
+        o->plan && yk_auto_has_wishes(o), err, YK_ERR_USAGE,
+        "a plan is given: -ngl, -ncmoe, -nkvo and -ot are for the planner; make a new plan with them, or leave them away");
     if (o->plan)
         return open_engine(out, model, o->plan, *o->plan->note ? o->plan->note : "as the given plan says", o, err);
     yk_plan *plan = NULL;

@@ -47,42 +47,42 @@ struct yk_seq {
 /* Consecutive tokens of one sequence inside one step. */
 typedef struct yk_run {
     yk_seq *seq;
-    uint32_t pos;        /* position of its first token */
-    uint32_t first, n;   /* tokens of the step */
-    uint32_t kv_slice0;   /* its first staged KV block, the one that holds pos; the others follow */
+    uint32_t pos;       /* position of its first token */
+    uint32_t first, n;  /* tokens of the step */
+    uint32_t kv_slice0; /* its first staged KV block, the one that holds pos; the others follow */
     uint32_t n_kv_slices;
-    uint32_t read_first;  /* pool block with the committed positions of the first staged block */
-    bool copied;          /* that pool block is shared: the committed positions go to the new block too */
+    uint32_t read_first; /* pool block with the committed positions of the first staged block */
+    bool copied;         /* that pool block is shared: the committed positions go to the new block too */
 } yk_run;
 
 /* A staged KV block: at most 16 tokens of one run, the unit of rope_kv and attn slices. */
 typedef struct yk_kv_slice {
     uint32_t run;
-    uint32_t block;      /* block number in the sequence: positions 16 block .. 16 block + 15 */
-    uint32_t first, n;   /* tokens of the step */
-    uint32_t old;        /* positions of the block that are committed already */
+    uint32_t block;    /* block number in the sequence: positions 16 block .. 16 block + 15 */
+    uint32_t first, n; /* tokens of the step */
+    uint32_t old;      /* positions of the block that are committed already */
 } yk_kv_slice;
 
 /* Which tokens each FFN part (expert; or the whole dense FFN) works on; slots are (part, token) pairs in order. */
 typedef struct yk_group {
-    uint32_t n_active;  /* parts with tokens */
+    uint32_t n_active; /* parts with tokens */
     uint32_t n_slots;
-    uint32_t n_units;   /* gate_up slices; layers with experts only, as unit0 */
-    uint32_t *part;     /* [n_active] */
-    uint32_t *slot0;    /* [n_active + 1] */
-    uint32_t *unit0;    /* [n_active + 1] first gate_up slice */
-    uint32_t *token;    /* [n_slots] */
-    float *weight;      /* [n_slots] */
+    uint32_t n_units; /* gate_up slices; layers with experts only, as unit0 */
+    uint32_t *part;   /* [n_active] */
+    uint32_t *slot0;  /* [n_active + 1] */
+    uint32_t *unit0;  /* [n_active + 1] first gate_up slice */
+    uint32_t *token;  /* [n_slots] */
+    float *weight;    /* [n_slots] */
 } yk_group;
 
 /* Sizes fixed when the engine opens; all buffers are for these maxima. */
 typedef struct yk_dims {
-    uint32_t n_tokens;   /* of a step */
+    uint32_t n_tokens;                 /* of a step */
     uint32_t n_embd, n_q, n_kv, n_qkv; /* n_q = heads * head_dim, n_kv = kv heads * head_dim */
-    uint32_t n_parts;    /* FFN parts: 1, or experts + shared */
-    uint32_t n_slots;    /* tokens * used parts */
-    uint32_t n_ff;       /* widest part */
-    uint32_t n_in;       /* widest rounded row: max(n_embd, n_q, n_ff) in whole blocks of 32 */
+    uint32_t n_parts;                  /* FFN parts: 1, or experts + shared */
+    uint32_t n_slots;                  /* tokens * used parts */
+    uint32_t n_ff;                     /* widest part */
+    uint32_t n_in;                     /* widest rounded row: max(n_embd, n_q, n_ff) in whole blocks of 32 */
     uint32_t n_kv_slices;
     uint32_t n_logits;   /* rows */
     uint32_t max_blocks; /* of a sequence */
@@ -92,23 +92,23 @@ typedef struct yk_dims {
 
 /* Buffers of all workers: worker w's row t is row w * rows + t. */
 typedef struct yk_buffers {
-    float *xa, *xf;      /* residual after attn_in and ffn_in [n_tokens][n_embd] */
-    float *norm;         /* normalised input, f32 [n_tokens][n_in]; also gathered heads; final norm */
-    float *h_row;        /* gathered units [n_slots][n_ff] */
-    yk_q8 q8;            /* rounded input [n_tokens], width n_in */
-    yk_q8 h_q8;          /* rounded units [n_slots], width n_ff */
-    float *qkv;          /* [n_tokens][n_qkv] */
-    float *q;            /* rotated queries [n_tokens][n_q] */
-    uint8_t *kv;         /* staged blocks [n_layers][n_kv_slices][K, V] kv_half bytes each */
-    float *att;          /* [n_tokens][n_q] */
-    float *y;            /* output of o and down [n_tokens][n_embd] */
-    float *router;       /* [n_tokens][n_experts] */
-    uint32_t *ids;       /* [n_tokens][n_used] */
-    float *id_weight;    /* [n_tokens][n_used + 1], the last for the shared expert */
-    float *h;            /* [n_slots][n_ff] */
-    float *logits;       /* [n_logits][n_vocab] */
-    float *y_dev;        /* [n_tokens][n_embd], one only: the device's FFN sum; NULL without a device */
-    yk_group *group;     /* one per worker */
+    float *xa, *xf;   /* residual after attn_in and ffn_in [n_tokens][n_embd] */
+    float *norm;      /* normalised input, f32 [n_tokens][n_in]; also gathered heads; final norm */
+    float *h_row;     /* gathered units [n_slots][n_ff] */
+    yk_q8 q8;         /* rounded input [n_tokens], width n_in */
+    yk_q8 h_q8;       /* rounded units [n_slots], width n_ff */
+    float *qkv;       /* [n_tokens][n_qkv] */
+    float *q;         /* rotated queries [n_tokens][n_q] */
+    uint8_t *kv;      /* staged blocks [n_layers][n_kv_slices][K, V] kv_half bytes each */
+    float *att;       /* [n_tokens][n_q] */
+    float *y;         /* output of o and down [n_tokens][n_embd] */
+    float *router;    /* [n_tokens][n_experts] */
+    uint32_t *ids;    /* [n_tokens][n_used] */
+    float *id_weight; /* [n_tokens][n_used + 1], the last for the shared expert */
+    float *h;         /* [n_slots][n_ff] */
+    float *logits;    /* [n_logits][n_vocab] */
+    float *y_dev;     /* [n_tokens][n_embd], one only: the device's FFN sum; NULL without a device */
+    yk_group *group;  /* one per worker */
 } yk_buffers;
 
 /* The residual behind a layer is x (after attention) plus the sums named here. */
@@ -143,17 +143,17 @@ enum yk_stage_kind {
 typedef struct yk_step {
     yk_engine *engine;
     uint32_t n_tokens, n_runs, n_kv_slices, n_logits;
-    yk_bucket bucket;        /* of n_tokens */
-    int32_t *tokens;         /* [n_tokens] */
-    uint32_t *pos;           /* [n_tokens] */
-    yk_run *runs;            /* [n_runs] */
-    yk_kv_slice *kv_slices;  /* [n_kv_slices] */
-    uint32_t *kv_slice_of;   /* [n_tokens] kv slice that holds the token */
-    uint32_t *tables;        /* [n_runs][max_blocks] pool blocks of each run's committed positions */
-    uint32_t *logits_token;  /* [n_logits] token of the step */
-    uint32_t *logits_row;    /* [n_logits] row in engine->logits */
-    uint8_t *flow;           /* [n_layers] YK_FLOW_*: where a layer's FFN sum is */
-    yk_group dense;          /* layers without experts: all tokens in part 0 */
+    yk_bucket bucket;       /* of n_tokens */
+    int32_t *tokens;        /* [n_tokens] */
+    uint32_t *pos;          /* [n_tokens] */
+    yk_run *runs;           /* [n_runs] */
+    yk_kv_slice *kv_slices; /* [n_kv_slices] */
+    uint32_t *kv_slice_of;  /* [n_tokens] kv slice that holds the token */
+    uint32_t *tables;       /* [n_runs][max_blocks] pool blocks of each run's committed positions */
+    uint32_t *logits_token; /* [n_logits] token of the step */
+    uint32_t *logits_row;   /* [n_logits] row in engine->logits */
+    uint8_t *flow;          /* [n_layers] YK_FLOW_*: where a layer's FFN sum is */
+    yk_group dense;         /* layers without experts: all tokens in part 0 */
     yk_job job;
 } yk_step;
 
@@ -175,26 +175,26 @@ struct yk_engine {
     yk_kv kv;
     yk_buffers buf;
     yk_arena act;
-    yk_gpulane *lane;          /* GPU lane, or NULL */
-    yk_trace *trace;           /* timeline, or NULL */
+    yk_gpulane *lane;        /* GPU lane, or NULL */
+    yk_trace *trace;         /* timeline, or NULL */
     uint32_t virtual_worker; /* the device's rows in the buffers: one behind the pool's */
-    yk_arena packed;        /* packed slices of the FFN that a plan keeps on the host */
-    bool head_dev;          /* the output matrix is on the device */
-    yk_layer_place *places; /* [n_layers], or NULL: everything on the CPU */
-    yk_arena weights;       /* what the following point to: packed weights that only the CPU reads */
-    yk_packed *mats;        /* [n_layers][YK_W_N]; NULL: nothing is packed */
+    yk_arena packed;         /* packed slices of the FFN that a plan keeps on the host */
+    bool head_dev;           /* the output matrix is on the device */
+    yk_layer_place *places;  /* [n_layers], or NULL: everything on the CPU */
+    yk_arena weights;        /* what the following point to: packed weights that only the CPU reads */
+    yk_packed *mats;         /* [n_layers][YK_W_N]; NULL: nothing is packed */
     yk_packed head;
     struct yk_pack_cache *cache; /* while weights are packed; NULL: none is asked for */
-    yk_whole_part *parts;   /* [n_layers][d.n_parts]; NULL with a placement, or when nothing is packed */
+    yk_whole_part *parts;        /* [n_layers][d.n_parts]; NULL with a placement, or when nothing is packed */
     yk_step steps[YK_N_STEPS];
     uint32_t next_step;
-    float *rope_cs;         /* [context][n_rot/2][2] */
-    float *logits;          /* [n_logits][n_vocab] */
-    uint32_t *entry_row;    /* [max_seqs] first logits row of each entry of the last decode */
-    uint32_t *entry_rows;   /* [max_seqs] rows */
+    float *rope_cs;       /* [context][n_rot/2][2] */
+    float *logits;        /* [n_logits][n_vocab] */
+    uint32_t *entry_row;  /* [max_seqs] first logits row of each entry of the last decode */
+    uint32_t *entry_rows; /* [max_seqs] rows */
     uint32_t n_entries;
-    yk_reserve *reserves;   /* [max_seqs] */
-    yk_seq **seqs;          /* [max_seqs] */
+    yk_reserve *reserves; /* [max_seqs] */
+    yk_seq **seqs;        /* [max_seqs] */
     uint32_t batch_mark;
     uint32_t context, max_seqs;
     bool kv_f16;
@@ -227,14 +227,17 @@ typedef struct yk_run_opts {
     yk_seq *seq;
     uint32_t pos, n;
     const int32_t *tokens;
-    uint32_t read_first;   /* see yk_run */
+    uint32_t read_first; /* see yk_run */
     bool copied;
     uint32_t logits_first; /* tokens from this one on want logits (n: none) */
     uint32_t row;          /* engine->logits row of the first of them */
 } yk_run_opts;
 void yk_step_add(yk_step *step, const yk_run_opts *run);
 /* Staged KV blocks that n tokens from position pos need. */
-static inline uint32_t yk_kv_slices_of(uint32_t pos, uint32_t n) { return (pos + n - 1) / YK_KV_BLOCK - pos / YK_KV_BLOCK + 1; }
+static inline uint32_t yk_kv_slices_of(uint32_t pos, uint32_t n)
+{
+    return (pos + n - 1) / YK_KV_BLOCK - pos / YK_KV_BLOCK + 1;
+}
 /* Compute; on success K and V are in the pool and the logits in engine->logits. Lengths of sequences are the caller's. */
 yk_status yk_step_run(yk_step *step, yk_error *err);
 

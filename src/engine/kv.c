@@ -40,7 +40,10 @@ bool yk_kv_take(yk_kv *kv, uint32_t *block)
     return true;
 }
 
-void yk_kv_share(yk_kv *kv, uint32_t block) { kv->refs[block]++; }
+void yk_kv_share(yk_kv *kv, uint32_t block)
+{
+    kv->refs[block]++;
+}
 
 void yk_kv_drop(yk_kv *kv, uint32_t block)
 {

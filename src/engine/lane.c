@@ -20,7 +20,8 @@ yk_status yk_gpulane_kernel(yk_gpulane *lane, const char *name, yk_gpu_kernel **
             *out = lane->kernels[i].kernel;
             return YK_OK;
         }
-    YK_FAIL_IF(lane->n_kernels == YK_LANE_KERNELS, err, YK_ERR_RUNTIME, "%s: more than %d kernels", lane->name, YK_LANE_KERNELS);
+    YK_FAIL_IF(lane->n_kernels == YK_LANE_KERNELS, err, YK_ERR_RUNTIME, "%s: more than %d kernels", lane->name,
+               YK_LANE_KERNELS);
     YK_TRY(yk_gpulane_check(lane, lane->t->kernel_get(lane->gpu, name, out), name, err));
     snprintf(lane->kernels[lane->n_kernels].name, sizeof lane->kernels->name, "%s", name);
     lane->kernels[lane->n_kernels++].kernel = *out;

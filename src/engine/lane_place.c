@@ -24,8 +24,8 @@ typedef struct placer {
         uint8_t *base; /* in e->packed; NULL: its bytes are counted only */
         uint64_t used;
     } blob;
-    uint64_t blobs;    /* bytes of all attention that is copied */
-    bool pack_cc;      /* slices that only the CPU computes are packed too */
+    uint64_t blobs; /* bytes of all attention that is copied */
+    bool pack_cc;   /* slices that only the CPU computes are packed too */
     yk_packer *packer;
     uint64_t *count; /* not NULL: activations are counted here instead of taken */
 } placer;
@@ -120,8 +120,8 @@ static yk_status put_rows(placer *p, const yk_weight *w, uint32_t layer, yk_gpu_
     if (!w->data)
         return YK_OK;
     YK_FAIL_IF(w->type != YK_TYPE_F32 && w->type != YK_TYPE_F16 && w->type != YK_TYPE_BF16, p->err, YK_ERR_INPUT,
-               "plan.layers[%u].attn_home: the router is of type %s, which %s cannot compute", layer, yk_type_get(w->type)->name,
-               p->l->name);
+               "plan.layers[%u].attn_home: the router is of type %s, which %s cannot compute", layer,
+               yk_type_get(w->type)->name, p->l->name);
     return put_bytes(p, w->data, w->row_bytes * w->n_rows, out);
 }
 
@@ -354,12 +354,24 @@ static yk_status take_activations(placer *p)
         yk_gpu_mem *mem;
         uint64_t words;
     } take[] = {
-        {&l->x, n * d->n_embd},       {&l->norm, n * d->n_in},        {&l->qkv, n * d->n_qkv},
-        {&l->q, n * d->n_q},          {&l->att, n * d->n_q},          {&l->y_attn, n * d->n_embd},
-        {&l->y_dev, n * d->n_embd},   {&l->y_cpu, n * d->n_embd},     {&l->gate, n * d->n_ff},
-        {&l->ups, n * d->n_ff},       {&l->router, n * hp->n_experts}, {&l->ids, n * hp->n_used},
-        {&l->id_weight, n * hp->n_used}, {&l->sh_weight, n},          {&l->lists, 2 * n + d->n_logits + runs * d->max_blocks},
-        {&l->slot_token, d->n_slots}, {&l->slot_weight, d->n_slots},  {&l->rope_cs, (uint64_t)e->context * hp->n_rot},
+        {&l->x, n * d->n_embd},
+        {&l->norm, n * d->n_in},
+        {&l->qkv, n * d->n_qkv},
+        {&l->q, n * d->n_q},
+        {&l->att, n * d->n_q},
+        {&l->y_attn, n * d->n_embd},
+        {&l->y_dev, n * d->n_embd},
+        {&l->y_cpu, n * d->n_embd},
+        {&l->gate, n * d->n_ff},
+        {&l->ups, n * d->n_ff},
+        {&l->router, n * hp->n_experts},
+        {&l->ids, n * hp->n_used},
+        {&l->id_weight, n * hp->n_used},
+        {&l->sh_weight, n},
+        {&l->lists, 2 * n + d->n_logits + runs * d->max_blocks},
+        {&l->slot_token, d->n_slots},
+        {&l->slot_weight, d->n_slots},
+        {&l->rope_cs, (uint64_t)e->context * hp->n_rot},
         {&l->logits, e->head_dev || p->count ? (uint64_t)d->n_logits * hp->n_vocab : 0},
     };
     for (size_t i = 0; i < sizeof take / sizeof *take; i++)
@@ -386,7 +398,8 @@ uint64_t yk_gpulane_slack_bytes(const yk_engine *e)
     for (uint32_t i = 0; i < m->hp.n_layers; i++) {
         const yk_layer *w = &m->layers[i];
         bytes += (uint64_t)YK_LANE_ALIGN * (MATS + 2 * (w->gate.n_mats + SLICES));
-        bytes += 4ull * w->gate.n_mats * ((w->gate_b ? w->gate.n_rows : 0) + (w->up_b ? w->up.n_rows : 0) + (w->down_b ? w->down.n_rows : 0));
+        bytes += 4ull * w->gate.n_mats *
+                 ((w->gate_b ? w->gate.n_rows : 0) + (w->up_b ? w->up.n_rows : 0) + (w->down_b ? w->down.n_rows : 0));
     }
     return bytes;
 }
@@ -418,9 +431,11 @@ static yk_status take_host(placer *p)
     const uint32_t k = e->model->hp.n_used;
     const size_t n = d->n_tokens, runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
     const size_t width = d->n_in > d->n_embd ? d->n_in : d->n_embd, lists = (size_t)e->model->hp.n_layers * d->n_slots;
-    const size_t sizes[] = {n * width, n * d->n_embd, n * k, n * (k + 1), lists, lists, 2 * n + d->n_logits + runs * d->max_blocks};
-    void **const at[] = {(void **)&l->host_rows,  (void **)&l->host_y,           (void **)&l->host_ids,  (void **)&l->host_weight,
-                         (void **)&l->host_token, (void **)&l->host_slot_weight, (void **)&l->host_lists};
+    const size_t sizes[] = {
+        n * width, n * d->n_embd, n * k, n * (k + 1), lists, lists, 2 * n + d->n_logits + runs * d->max_blocks};
+    void **const at[] = {(void **)&l->host_rows,   (void **)&l->host_y,     (void **)&l->host_ids,
+                         (void **)&l->host_weight, (void **)&l->host_token, (void **)&l->host_slot_weight,
+                         (void **)&l->host_lists};
     size_t total = 0;
     for (size_t i = 0; i < 7; i++)
         total += (sizes[i] * 4 + 63) / 64 * 64;
@@ -500,7 +515,9 @@ static yk_status choose_packing(placer *p, const yk_engine_opts *o, uint64_t *pa
     *packed = count_bytes(p);
     if (!p->pack_cc || *packed <= cpu.memory_available_bytes)
         return YK_OK;
-    yk_log(YK_LOG_WARN, "the CPU's weights stay as the file has them, which is slower: packed they need %" PRIu64 " bytes, available are %" PRIu64,
+    yk_log(YK_LOG_WARN,
+           "the CPU's weights stay as the file has them, which is slower: packed they need %" PRIu64
+           " bytes, available are %" PRIu64,
            *packed, cpu.memory_available_bytes);
     p->pack_cc = false;
     yk_pack_cache_drop(p->e->cache);

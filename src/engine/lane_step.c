@@ -583,8 +583,8 @@ static yk_status run_slab(run *r, const part_work *w, const yk_slab *s)
         YK_TRY(take_slot(r, s, w->layer, &slot));
         mem = l->slot[slot];
     }
-    yk_lane_mark *mk =
-        mark(r, l->compute, (task){YK_TRACE_GPU, s->host ? "ffn CG" : "ffn GG", yk_k_matvec_name(w->gate->type, w->n), w->layer});
+    yk_lane_mark *mk = mark(
+        r, l->compute, (task){YK_TRACE_GPU, s->host ? "ffn CG" : "ffn GG", yk_k_matvec_name(w->gate->type, w->n), w->layer});
     const bool expert = w->gate == &e->model->layers[w->layer].gate;
     yk_k_matvec m = {.type = w->gate->type,
                      .w = mem,
@@ -894,7 +894,8 @@ static yk_status head_on_device(run *r)
     YK_TRY(take_pending(r, (yk_gpu_mem){0}, (yk_gpu_mem){0}, false));
     if (!s->n_logits)
         return YK_OK;
-    yk_lane_mark *mk = mark(r, l->compute, (task){YK_TRACE_GPU, "head", yk_k_matvec_name(m->output.type, s->n_logits), NO_LAYER});
+    yk_lane_mark *mk =
+        mark(r, l->compute, (task){YK_TRACE_GPU, "head", yk_k_matvec_name(m->output.type, s->n_logits), NO_LAYER});
     const yk_k_add_norm a = {.x = l->x,
                              .rows = l->logits_rows,
                              .w = l->output_norm,

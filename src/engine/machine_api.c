@@ -247,7 +247,8 @@ yk_status yk_machine_profile(yk_machine **out, const yk_machine_opts *opts, yk_e
         yk_machine_need_types(&need, &shape);
         yk_shape_close(&shape);
     } else if (o->quick)
-        need.types[YK_TYPE_Q4_K] = need.types[YK_TYPE_Q8_0] = need.types[YK_TYPE_F16] = need.down[YK_TYPE_Q4_K] = need.down[YK_TYPE_Q8_0] = true;
+        need.types[YK_TYPE_Q4_K] = need.types[YK_TYPE_Q8_0] = need.types[YK_TYPE_F16] = need.down[YK_TYPE_Q4_K] =
+            need.down[YK_TYPE_Q8_0] = true;
     else
         for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
             need.types[t] = yk_type_get((yk_type)t) && yk_ops_get(need.isa)->matmul[t];
@@ -282,7 +283,8 @@ static bool covers(const yk_machine *m, const yk_profile_opts *need)
     const yk_ops *ops = yk_ops_get(need->isa);
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
         if (need->types[t] && ops->matmul[t] &&
-            (!(m->rates.product[t][0] > 0) || (need->few[t] && !(m->rates.prompt[t][0] > 0)) || (need->down[t] && !(m->rates.down[t][0] > 0))))
+            (!(m->rates.product[t][0] > 0) || (need->few[t] && !(m->rates.prompt[t][0] > 0)) ||
+             (need->down[t] && !(m->rates.down[t][0] > 0))))
             return false;
     for (uint32_t i = 0; i < need->n_devices; i++) {
         uint32_t k = 0;

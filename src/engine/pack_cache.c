@@ -274,7 +274,10 @@ bool yk_pack_cache_get(yk_pack_cache *c, uint32_t entry, uint8_t *out)
     return false;
 }
 
-bool yk_pack_cache_reading(const yk_pack_cache *c) { return c && c->fd >= 0 && !atomic_load(&c->n_bad); }
+bool yk_pack_cache_reading(const yk_pack_cache *c)
+{
+    return c && c->fd >= 0 && !atomic_load(&c->n_bad);
+}
 
 /* ---- writing -------------------------------------------------------------------------------------------------------------------------------- */
 

@@ -146,7 +146,8 @@ yk_status yk_packer_flush(yk_packer *p, yk_error *err)
     atomic_init(&claims[0], 0);
     const yk_status st = yk_pool_run(p->e->pool, &job, err);
     yk_pool_wait_job(p->e->pool, &job);
-    for (uint32_t i = 0; !p->keep_source && !yk_pack_cache_reading(p->e->cache) && i < p->n; i++) /* what is not read is not there */
+    for (uint32_t i = 0; !p->keep_source && !yk_pack_cache_reading(p->e->cache) && i < p->n;
+         i++) /* what is not read is not there */
         release_item(p, &p->items[i]);
     const uint64_t bytes = p->bytes;
     p->n = 0;
@@ -208,9 +209,15 @@ yk_status yk_packer_add_slab(yk_packer *p, const yk_ffn_part *f, const yk_slab *
 
 /* ---- an engine's own ------------------------------------------------------------------------------------------------------------------ */
 
-static uint64_t aligned(uint64_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
 
-bool yk_pack_form(const yk_weight *w) { return w->data && yk_pack_has(w->type); }
+bool yk_pack_form(const yk_weight *w)
+{
+    return w->data && yk_pack_has(w->type);
+}
 
 /* The matrices of layer `layer` that the CPU reads as a whole. */
 static uint32_t whole_matrices(const yk_engine *e, uint32_t layer, const yk_weight *out[YK_W_N])
@@ -226,7 +233,10 @@ static uint32_t whole_matrices(const yk_engine *e, uint32_t layer, const yk_weig
     return n;
 }
 
-uint32_t yk_ffn_parts(const yk_layer *l) { return (l->moe ? l->gate.n_mats : 1) + (l->sh_gate.data ? 1 : 0); }
+uint32_t yk_ffn_parts(const yk_layer *l)
+{
+    return (l->moe ? l->gate.n_mats : 1) + (l->sh_gate.data ? 1 : 0);
+}
 
 /* A part as at most two slabs: the equal units, and the last one where it is smaller. */
 static uint32_t slabs_of(const yk_ffn_part *f, yk_slab slabs[2])
@@ -248,7 +258,10 @@ static uint64_t part_bytes(const yk_ffn_part *f)
     return bytes;
 }
 
-static uint64_t matrix_bytes(const yk_weight *w) { return aligned(yk_packed_bytes(w->type, w->n_rows, w->n_cols)); }
+static uint64_t matrix_bytes(const yk_weight *w)
+{
+    return aligned(yk_packed_bytes(w->type, w->n_rows, w->n_cols));
+}
 
 static uint64_t pack_bytes(const yk_engine *e)
 {
@@ -335,7 +348,8 @@ static yk_status open_tables(yk_engine *e, uint64_t bytes, yk_error *err)
     e->mats = e->mats ? e->mats : yk_alloc(YK_MEM_PLAN, n * YK_W_N, sizeof *e->mats);
     e->parts = e->places ? NULL : yk_alloc(YK_MEM_PLAN, n * e->d.n_parts, sizeof *e->parts);
     if (!e->mats || (!e->places && !e->parts))
-        return yk_fail_memory(err, n * (YK_W_N * sizeof *e->mats + e->d.n_parts * sizeof *e->parts), "tables of packed weights");
+        return yk_fail_memory(err, n * (YK_W_N * sizeof *e->mats + e->d.n_parts * sizeof *e->parts),
+                              "tables of packed weights");
     return yk_arena_open(&e->weights, YK_MEM_WEIGHTS, bytes, true, err);
 }
 
@@ -350,8 +364,8 @@ yk_status yk_engine_pack(yk_engine *e, const yk_engine_opts *o, yk_error *err)
     const uint64_t reserved = e->act.size + e->kv.arena.size + e->packed.size; /* most of it not touched yet */
     if (reserved > cpu.memory_available_bytes || bytes > cpu.memory_available_bytes - reserved) {
         yk_log(YK_LOG_WARN,
-               "weights stay as the file has them, which is slower: packed they need %" PRIu64
-               " bytes beside %" PRIu64 " for the rest, available are %" PRIu64,
+               "weights stay as the file has them, which is slower: packed they need %" PRIu64 " bytes beside %" PRIu64
+               " for the rest, available are %" PRIu64,
                bytes, reserved, cpu.memory_available_bytes);
         yk_pack_cache_drop(e->cache);
         return YK_OK;
@@ -380,7 +394,8 @@ static yk_status put_missing(yk_packer *p, const yk_cache_entry *c, yk_error *er
         it.unit = yk_slab_of(&it.part, c->first, 1);
     } else {
         const yk_layer *l = c->what == YK_CACHE_HEAD ? NULL : &m->layers[c->layer];
-        const yk_weight *const all[] = {l ? &l->q : NULL, l ? &l->k : NULL, l ? &l->v : NULL, l ? &l->o : NULL, l ? &l->router : NULL, &m->output};
+        const yk_weight *const all[] = {l ? &l->q : NULL, l ? &l->k : NULL,      l ? &l->v : NULL,
+                                        l ? &l->o : NULL, l ? &l->router : NULL, &m->output};
         it.w = all[c->what];
         it.row0 = c->first * YK_TILE_ROWS;
         it.n_rows = it.w->n_rows - it.row0 < c->n * YK_TILE_ROWS ? it.w->n_rows - it.row0 : c->n * YK_TILE_ROWS;
@@ -401,7 +416,8 @@ yk_status yk_engine_pack_finish(yk_engine *e, const yk_engine_opts *o, yk_error 
         return yk_fail_memory(err, sizeof *p, "packing weights");
     *p = (yk_packer){.e = e, .progress = o->progress, .progress_user = o->progress_user, .keep_source = true};
     yk_status st = YK_OK;
-    for (uint32_t i = 0; st == YK_OK && yk_pack_cache_writing(e->cache) && (i = yk_pack_cache_missing(e->cache, i)) != YK_CACHE_NONE; i++) {
+    for (uint32_t i = 0;
+         st == YK_OK && yk_pack_cache_writing(e->cache) && (i = yk_pack_cache_missing(e->cache, i)) != YK_CACHE_NONE; i++) {
         p->total += yk_pack_cache_entry(e->cache, i)->bytes;
         st = put_missing(p, yk_pack_cache_entry(e->cache, i), err);
     }

@@ -28,13 +28,13 @@ yk_slab yk_slab_of(const yk_ffn_part *f, uint32_t unit0, uint32_t units);
 enum { YK_PACK_ITEMS = 512 };
 
 typedef struct yk_pack_item {
-    const yk_weight *w;   /* rows of a matrix, or NULL: of cut units */
+    const yk_weight *w; /* rows of a matrix, or NULL: of cut units */
     uint32_t row0, n_rows;
     yk_ffn_part part;
-    bool down;            /* the tiles of `down` of n_units cut units; false: the pairs of panels of one */
-    yk_slab unit;         /* u0, unit and n_units of these cut units */
-    uint8_t *out;         /* for the first of them */
-    uint32_t entry;       /* in the pack cache, likewise */
+    bool down;      /* the tiles of `down` of n_units cut units; false: the pairs of panels of one */
+    yk_slab unit;   /* u0, unit and n_units of these cut units */
+    uint8_t *out;   /* for the first of them */
+    uint32_t entry; /* in the pack cache, likewise */
 } yk_pack_item;
 
 /* Collects work and lets the engine's workers do it. A flush is at least 64 MiB of work where there is as much, so that few workers wait long. */

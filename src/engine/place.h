@@ -12,11 +12,11 @@
  * (docs/kernels/layout.md): for every 16 units their panel of gate rows and their panel of up rows, then the tiles of its down columns for every 16 rows of
  * the output. */
 typedef struct yk_slab {
-    uint32_t u0, unit, n_units; /* first intermediate unit, intermediate units of a cut unit, cut units */
+    uint32_t u0, unit, n_units;          /* first intermediate unit, intermediate units of a cut unit, cut units */
     uint64_t unit_bytes, up_at, down_at; /* bytes of a unit; where up and down begin in it */
     uint64_t pair_bytes;                 /* a panel of gate and one of up */
-    const uint8_t *host; /* CC and CG: packed bytes in host memory */
-    yk_gpu_mem dev;      /* GG */
+    const uint8_t *host;                 /* CC and CG: packed bytes in host memory */
+    yk_gpu_mem dev;                      /* GG */
 } yk_slab;
 
 /* Consecutive intermediate units of a part that the CPU computes in one job. */
@@ -61,11 +61,10 @@ typedef struct yk_layer_place {
     yk_gpu_mem router, router_b, sh_router;
     yk_gpu_mem gate_b, up_b, down_b; /* expert biases, where any unit is computed there */
     yk_gpu_mem kv;
-    yk_part_place *parts; /* [experts + shared, or 1] */
+    yk_part_place *parts;                                /* [experts + shared, or 1] */
     bool cpu_part[YK_N_BUCKETS], dev_part[YK_N_BUCKETS]; /* which lanes have FFN work in a bucket */
     bool copied_part[YK_N_BUCKETS];                      /* does some of it need a staging slot? */
 } yk_layer_place;
-
 
 /* Bytes of a matrix where it is placed: packed, for types that have a packed form. For yk_shape_opts. */
 uint64_t yk_place_bytes(yk_type type, uint32_t n_rows, uint32_t n_cols);

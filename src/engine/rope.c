@@ -2,7 +2,10 @@
 
 #include <math.h>
 
-static double clamp01(double x) { return x < 0 ? 0 : x > 1 ? 1 : x; }
+static double clamp01(double x)
+{
+    return x < 0 ? 0 : x > 1 ? 1 : x;
+}
 
 void yk_rope_table(const yk_model *model, uint32_t context, float *cs)
 {

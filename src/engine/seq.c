@@ -22,7 +22,10 @@ static yk_status seq_new(yk_seq **out, yk_engine *e, yk_error *err)
     return YK_OK;
 }
 
-yk_status yk_seq_open(yk_seq **out, yk_engine *engine, yk_error *err) { return seq_new(out, engine, err); }
+yk_status yk_seq_open(yk_seq **out, yk_engine *engine, yk_error *err)
+{
+    return seq_new(out, engine, err);
+}
 
 yk_status yk_seq_fork(yk_seq **out, const yk_seq *from, yk_error *err)
 {
@@ -49,7 +52,10 @@ void yk_seq_close(yk_seq **seq)
     *seq = NULL;
 }
 
-uint32_t yk_seq_length(const yk_seq *seq) { return seq->length; }
+uint32_t yk_seq_length(const yk_seq *seq)
+{
+    return seq->length;
+}
 
 yk_status yk_seq_truncate(yk_seq *seq, uint32_t length, yk_error *err)
 {

@@ -7,7 +7,10 @@
 #include "cpu/pack.h"
 #include "src/engine/engine.h"
 
-static inline const yk_step *yk_step_of(const yk_stage *st) { return st->arg; }
+static inline const yk_step *yk_step_of(const yk_stage *st)
+{
+    return st->arg;
+}
 
 static inline const yk_stage *yk_stage_get(const yk_step *step, uint32_t layer, enum yk_stage_kind kind)
 {
@@ -43,7 +46,7 @@ static inline yk_rows yk_rows_of(const yk_weight *w, uint32_t n_tokens)
 typedef struct yk_gather {
     const yk_step *step;
     const yk_stage *st;
-    const float *base;   /* [workers * n][stride] */
+    const float *base; /* [workers * n][stride] */
     size_t n, stride;
 } yk_gather;
 
@@ -58,12 +61,12 @@ static inline void yk_gather_row(const yk_gather *g, yk_rows rows, uint32_t slic
 
 /* Worker scratch, laid out by the stages that use it; sizes: yk_scratch_bytes in step.c. */
 typedef struct yk_scratch {
-    uint32_t *rows;   /* [max(n_tokens, n_slots)] activation row of each token or slot */
-    float *tile;      /* [YK_TOKEN_TILE][2 * YK_ROWS_MAX]: gate and up, or rows of down */
-    uint32_t *tile_rows; /* [YK_TOKEN_TILE] */
-    float *row;       /* [n_qkv] */
+    uint32_t *rows;                    /* [max(n_tokens, n_slots)] activation row of each token or slot */
+    float *tile;                       /* [YK_TOKEN_TILE][2 * YK_ROWS_MAX]: gate and up, or rows of down */
+    uint32_t *tile_rows;               /* [YK_TOKEN_TILE] */
+    float *row;                        /* [n_qkv] */
     const void **k_blocks, **v_blocks; /* [max_blocks] */
-    float *scores;    /* [heads per kv head][context rounded up to 16] */
+    float *scores;                     /* [heads per kv head][context rounded up to 16] */
 } yk_scratch;
 
 /* Pointers into a worker's scratch; with base NULL only the size is returned. */
@@ -150,7 +153,8 @@ static inline const uint8_t *yk_slab_pair(const yk_slab *s, uint32_t u0)
 }
 
 /* Units [u0, u0 + n_units) of gate (or of up); all in one cut unit, u0 a multiple of 16 from its start. */
-static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p, bool up, uint32_t n_cols, uint32_t u0, uint32_t n_units)
+static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p, bool up, uint32_t n_cols, uint32_t u0,
+                                     uint32_t n_units)
 {
     const yk_slab *s = p->slab;
     yk_multiply_packed(ops, p, (yk_packed_rows){yk_slab_pair(s, u0) + (up ? s->up_at : 0), s->pair_bytes, 0, n_units, n_cols});
@@ -158,7 +162,8 @@ static inline void yk_multiply_units(const yk_ops *ops, const yk_slab_product *p
 
 /* The same of gate and up together, both of one type: y gets 16 rows of gate, 16 of up, and so on, for a multiple of 16 units or up to the end of the
  * cut unit. One stream of bytes instead of two that skip each other. */
-static inline void yk_multiply_pairs(const yk_ops *ops, const yk_slab_product *p, uint32_t n_cols, uint32_t u0, uint32_t n_units)
+static inline void yk_multiply_pairs(const yk_ops *ops, const yk_slab_product *p, uint32_t n_cols, uint32_t u0,
+                                     uint32_t n_units)
 {
     const uint32_t n_rows = 2 * yk_ceil_div(n_units, YK_TILE_ROWS) * YK_TILE_ROWS;
     yk_multiply_packed(ops, p, (yk_packed_rows){yk_slab_pair(p->slab, u0), p->slab->up_at, 0, n_rows, n_cols});
@@ -178,7 +183,8 @@ static inline void yk_multiply(const yk_ops *ops, const yk_product *p)
     if (p->packed) {
         const yk_slab_product s = {NULL, p->w->type, p->x, p->x_stride, p->xq, p->rows, p->n, p->y, p->y_stride};
         const uint64_t panel = p->packed->panel_bytes;
-        yk_multiply_packed(ops, &s, (yk_packed_rows){p->packed->base + p->r0 / YK_TILE_ROWS * panel, panel, 0, p->r1 - p->r0, p->w->n_cols});
+        yk_multiply_packed(
+            ops, &s, (yk_packed_rows){p->packed->base + p->r0 / YK_TILE_ROWS * panel, panel, 0, p->r1 - p->r0, p->w->n_cols});
         return;
     }
     const yk_type_traits *t = yk_type_get(p->w->type);
@@ -216,7 +222,10 @@ static inline yk_product yk_multiply_slice(const yk_step *step, const yk_worker 
     return m;
 }
 
-static inline bool yk_is_quantised(const yk_weight *w) { return w->data && yk_type_get(w->type)->quantised; }
+static inline bool yk_is_quantised(const yk_weight *w)
+{
+    return w->data && yk_type_get(w->type)->quantised;
+}
 
 /* True when a stage's input has to be rounded for at least one of the matrices (NULL entries are skipped). */
 static inline bool yk_any_quantised(const yk_weight *const *w, uint32_t n)

@@ -310,8 +310,16 @@ void yk_stage_gate_up(const yk_stage *st, uint32_t slice, yk_worker *w)
     const uint32_t n = u1 - u0, stride = 2 * yk_ceil_div(n, YK_TILE_ROWS) * YK_TILE_ROWS;
     for (uint32_t i = s0; i < s1; i += YK_TOKEN_TILE) {
         const uint32_t tile = s1 - i < YK_TOKEN_TILE ? s1 - i : YK_TOKEN_TILE;
-        const uint32_t run = gate_up(e, &p, piece, &(yk_product){.r0 = u0, .r1 = u1, .x = e->buf.norm, .x_stride = e->d.n_in, .xq = &e->buf.q8,
-                                                                 .rows = s.rows + i, .n = tile, .y = s.tile, .y_stride = stride});
+        const uint32_t run = gate_up(e, &p, piece,
+                                     &(yk_product){.r0 = u0,
+                                                   .r1 = u1,
+                                                   .x = e->buf.norm,
+                                                   .x_stride = e->d.n_in,
+                                                   .xq = &e->buf.q8,
+                                                   .rows = s.rows + i,
+                                                   .n = tile,
+                                                   .y = s.tile,
+                                                   .y_stride = stride});
         for (uint32_t t = 0; t < tile; t++) {
             float *h = e->buf.h + ((size_t)w->index * e->d.n_slots + i + t) * e->d.n_ff + u0;
             for (uint32_t u = 0; u < n; u += run) {
@@ -379,7 +387,8 @@ static void down_rows(const yk_engine *e, const part *p, const yk_piece *piece, 
 {
     if (piece->slab.host) {
         const yk_q8 xq = yk_q8_from(m->xq, piece->u0);
-        const yk_slab_product s = {&piece->slab, p->down->type, m->x + piece->u0, m->x_stride, &xq, m->rows, m->n, m->y, m->y_stride};
+        const yk_slab_product s = {&piece->slab, p->down->type, m->x + piece->u0, m->x_stride, &xq, m->rows,
+                                   m->n,         m->y,          m->y_stride};
         yk_multiply_down(e->ops, &s, m->r0, m->r1);
         return;
     }
@@ -413,8 +422,16 @@ void yk_stage_down(const yk_stage *st, uint32_t slice, yk_worker *w)
             const uint32_t tile = s1 - i < YK_TOKEN_TILE ? s1 - i : YK_TOKEN_TILE;
             for (uint32_t k = 0; k < mine.n; k++) {
                 const yk_piece *piece = &mine.piece[k];
-                down_rows(e, &p, piece, &(yk_product){.r0 = r0, .r1 = r1, .x = e->buf.h_row, .x_stride = e->d.n_ff, .xq = &e->buf.h_q8,
-                                                      .rows = s.rows + i, .n = tile, .y = s.tile, .y_stride = n});
+                down_rows(e, &p, piece,
+                          &(yk_product){.r0 = r0,
+                                        .r1 = r1,
+                                        .x = e->buf.h_row,
+                                        .x_stride = e->d.n_ff,
+                                        .xq = &e->buf.h_q8,
+                                        .rows = s.rows + i,
+                                        .n = tile,
+                                        .y = s.tile,
+                                        .y_stride = n});
                 for (uint32_t t = 0; t < tile; t++) {
                     float *out = s.tile + (size_t)t * n;
                     if (p.down_b && piece->u0 == 0) /* who has the first unit adds the bias */

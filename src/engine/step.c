@@ -11,11 +11,11 @@ size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
     const size_t n_scores = (size_t)(hp->n_heads / hp->n_kv_heads) * e->d.max_blocks * YK_KV_BLOCK;
     size_t at = 0;
     uint8_t *b = base;
-#define TAKE(field, n)                                                                                                 \
-    do {                                                                                                               \
-        if (b)                                                                                                         \
-            s->field = (void *)(b + at);                                                                               \
-        at += ((n) * sizeof *s->field + 63) / 64 * 64;                                                                 \
+#define TAKE(field, n)                                                                                                         \
+    do {                                                                                                                       \
+        if (b)                                                                                                                 \
+            s->field = (void *)(b + at);                                                                                       \
+        at += ((n) * sizeof *s->field + 63) / 64 * 64;                                                                         \
     } while (0)
     TAKE(rows, n_list);
     TAKE(tile, n_tile);
@@ -130,27 +130,43 @@ static uint32_t slices_of(const yk_step *step, uint32_t layer, enum yk_stage_kin
     switch (kind) {
     case YK_S_ATTN_IN:
     case YK_S_O_IN:
-    case YK_S_FFN_IN: return token_slices;
+    case YK_S_FFN_IN:
+        return token_slices;
     case YK_S_QKV:
         return yk_rows_of(&l->q, z.n_tokens).n_slices + yk_rows_of(&l->k, z.n_tokens).n_slices +
                yk_rows_of(&l->v, z.n_tokens).n_slices;
-    case YK_S_ROPE_KV: return z.n_kv;
-    case YK_S_ATTN: return z.n_kv * e->model->hp.n_kv_heads;
-    case YK_S_O: return yk_rows_of(&l->o, z.n_tokens).n_slices;
-    case YK_S_ROUTER: return l->moe ? yk_rows_of(&l->router, z.n_tokens).n_slices : 0;
-    case YK_S_ROUTE: return l->moe ? token_slices : 0;
-    case YK_S_GROUP: return l->moe ? 1 : 0;
-    case YK_S_GATE_UP: return gate_up_slices(step, layer, z.n_tokens);
-    case YK_S_H_IN: return yk_ceil_div(l->moe ? z.n_tokens * e->d.n_slots / e->d.n_tokens : z.n_tokens, YK_TOKEN_SLICE);
-    case YK_S_DOWN: return yk_rows_of(&l->down, z.n_tokens).n_slices;
-    case YK_S_HEAD_IN: return yk_ceil_div(z.n_logits, YK_TOKEN_SLICE);
-    case YK_S_HEAD: return z.n_logits ? yk_rows_of(&e->model->output, z.n_logits).n_slices : 0;
-    case YK_S_N_KINDS: break;
+    case YK_S_ROPE_KV:
+        return z.n_kv;
+    case YK_S_ATTN:
+        return z.n_kv * e->model->hp.n_kv_heads;
+    case YK_S_O:
+        return yk_rows_of(&l->o, z.n_tokens).n_slices;
+    case YK_S_ROUTER:
+        return l->moe ? yk_rows_of(&l->router, z.n_tokens).n_slices : 0;
+    case YK_S_ROUTE:
+        return l->moe ? token_slices : 0;
+    case YK_S_GROUP:
+        return l->moe ? 1 : 0;
+    case YK_S_GATE_UP:
+        return gate_up_slices(step, layer, z.n_tokens);
+    case YK_S_H_IN:
+        return yk_ceil_div(l->moe ? z.n_tokens * e->d.n_slots / e->d.n_tokens : z.n_tokens, YK_TOKEN_SLICE);
+    case YK_S_DOWN:
+        return yk_rows_of(&l->down, z.n_tokens).n_slices;
+    case YK_S_HEAD_IN:
+        return yk_ceil_div(z.n_logits, YK_TOKEN_SLICE);
+    case YK_S_HEAD:
+        return z.n_logits ? yk_rows_of(&e->model->output, z.n_logits).n_slices : 0;
+    case YK_S_N_KINDS:
+        break;
     }
     return 0;
 }
 
-static uint32_t n_stages_of(const yk_engine *e) { return e->model->hp.n_layers * YK_S_PER_LAYER + 2; }
+static uint32_t n_stages_of(const yk_engine *e)
+{
+    return e->model->hp.n_layers * YK_S_PER_LAYER + 2;
+}
 
 /* With a placement: does the pool have anything to do in this stage? (Or the device's rows are published as its result.) */
 static bool runs_here(const yk_step *step, uint32_t layer, enum yk_stage_kind kind)
@@ -163,12 +179,15 @@ static bool runs_here(const yk_step *step, uint32_t layer, enum yk_stage_kind ki
     case YK_S_FFN_IN:
         return !attn_dev || cpu || moe;
     case YK_S_ROUTE:
-    case YK_S_GROUP: return moe;
+    case YK_S_GROUP:
+        return moe;
     case YK_S_GATE_UP:
     case YK_S_H_IN:
-    case YK_S_DOWN: return cpu;
+    case YK_S_DOWN:
+        return cpu;
     case YK_S_HEAD_IN:
-    case YK_S_HEAD: return !e->head_dev;
+    case YK_S_HEAD:
+        return !e->head_dev;
     default:
         return !attn_dev;
     }
@@ -222,8 +241,9 @@ yk_status yk_step_open(yk_step *step, yk_engine *e, yk_error *err)
     /* Owner table: one range for each kind of stage, as long as its largest stage; rope_kv is read after the step, so each layer has
      * its own. More tokens mean fewer rows in a slice up to where YK_ROWS_MANY begins, so the maxima are those of a full step or of one just below. */
     const uint32_t below = YK_TOKEN_TILE / 2 - 1;
-    const step_size z[2] = {{d->n_tokens, d->n_kv_slices, d->n_logits},
-                            {d->n_tokens < below ? d->n_tokens : below, d->n_kv_slices, d->n_logits < below ? d->n_logits : below}};
+    const step_size z[2] = {
+        {d->n_tokens, d->n_kv_slices, d->n_logits},
+        {d->n_tokens < below ? d->n_tokens : below, d->n_kv_slices, d->n_logits < below ? d->n_logits : below}};
     uint32_t first[YK_S_N_KINDS], next = 0;
     for (uint32_t k = 0; k < YK_S_N_KINDS; k++) {
         uint32_t most = 0;
@@ -233,9 +253,11 @@ yk_status yk_step_open(yk_step *step, yk_engine *e, yk_error *err)
             most = s > most ? s : most;
         }
         if (k == YK_S_GATE_UP && e->places) /* every cut unit may be a piece of its own */
-            most = (d->n_slots < d->n_parts ? d->n_slots : d->n_parts) * (d->n_ff / YK_UNITS_MULTIPLE + d->n_ff / YK_CUT_UNIT + 2);
-        YK_FAIL_IF(most > YK_MAX_SLICES, err, YK_ERR_USAGE, "a batch of %u tokens gives %u slices of stage %s, at most %d; use a smaller batch",
-                   d->n_tokens, most, stage_table[k].name, YK_MAX_SLICES);
+            most =
+                (d->n_slots < d->n_parts ? d->n_slots : d->n_parts) * (d->n_ff / YK_UNITS_MULTIPLE + d->n_ff / YK_CUT_UNIT + 2);
+        YK_FAIL_IF(most > YK_MAX_SLICES, err, YK_ERR_USAGE,
+                   "a batch of %u tokens gives %u slices of stage %s, at most %d; use a smaller batch", d->n_tokens, most,
+                   stage_table[k].name, YK_MAX_SLICES);
         first[k] = next;
         next += most * (k == YK_S_ROPE_KV ? n_layers : 1);
     }
@@ -265,7 +287,7 @@ static void commit_kv(const yk_step *step)
     const size_t pos_bytes = e->model->hp.head_dim * e->d.kv_elem, head_bytes = YK_KV_BLOCK * pos_bytes;
     for (uint32_t layer = 0; layer < e->model->hp.n_layers; layer++) {
         if (e->places && e->places[layer].attn_dev)
-            continue; /* the device appends to its own blocks */
+            continue;                                            /* the device appends to its own blocks */
         const bool from_device = yk_attn_on_device(step, layer); /* staged as the virtual worker's */
         const yk_stage *rope = yk_stage_get(step, layer, YK_S_ROPE_KV);
         for (uint32_t i = 0; i < step->n_kv_slices; i++) {

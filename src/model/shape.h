@@ -25,7 +25,7 @@ typedef struct yk_shape_mat {
 
 /* An FFN part; all its instances (experts) are alike. */
 typedef struct yk_shape_part {
-    uint32_t n; /* instances: experts; 1 for ffn and shexp; 0: the layer has no such part */
+    uint32_t n;     /* instances: experts; 1 for ffn and shexp; 0: the layer has no such part */
     bool host_only; /* a type that no device computes: home is the host, kind CC */
     yk_cut cut;
     yk_type type[YK_PART_MATS];
@@ -50,7 +50,7 @@ typedef struct yk_shape {
     bool tied;               /* head and embedding are one tensor */
     yk_shape_mat embd, head; /* head.bytes > 0 also when tied */
     bool head_host_only;
-    yk_shape_layer *layers;  /* [n_layers]; freed by yk_shape_close */
+    yk_shape_layer *layers; /* [n_layers]; freed by yk_shape_close */
 } yk_shape;
 
 /* Bytes of a matrix [n_rows][n_cols] as it will lie in memory (packing may take a little more than the file). */
@@ -60,9 +60,9 @@ typedef uint64_t (*yk_shape_bytes_fn)(yk_type type, uint32_t n_rows, uint32_t n_
 typedef bool (*yk_shape_device_fn)(yk_type type, bool plain);
 
 typedef struct yk_shape_opts {
-    yk_shape_bytes_fn bytes; /* NULL: as in the file */
+    yk_shape_bytes_fn bytes;   /* NULL: as in the file */
     yk_shape_device_fn device; /* sets the flags host_only of a model's shape; NULL: none is set */
-    uint32_t cut_unit;       /* 0: YK_CUT_UNIT; tests cut small models finer */
+    uint32_t cut_unit;         /* 0: YK_CUT_UNIT; tests cut small models finer */
 } yk_shape_opts;
 
 /* The shape of a model with weights. opts may be NULL. YK_ERR_USAGE: opened with vocab_only. YK_ERR_MEMORY. */

@@ -56,9 +56,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return 0;
     const char *text = (const char *)data + 1;
     switch (data[0] % 3) {
-    case 0: fuzz_machine(text, size - 1); break;
-    case 1: fuzz_plan(text, size - 1); break;
-    default: fuzz_shape(text, size - 1); break;
+    case 0:
+        fuzz_machine(text, size - 1);
+        break;
+    case 1:
+        fuzz_plan(text, size - 1);
+        break;
+    default:
+        fuzz_shape(text, size - 1);
+        break;
     }
     return 0;
 }
