@@ -72,7 +72,8 @@ static void print_help(FILE *out)
         fprintf(out, "  %-12s%s\n", commands[i].name, commands[i].summary);
     fprintf(out, "\n  yoke COMMAND --help   the flags of a command\n  yoke --version        the version\n\n"
                  "`yoke run` alone tells a story with the model that comes with yoke.\n"
-                 "Exit codes: 0 success, 1 run-time failure, 2 wrong usage, 3 bad model or input file, 4 not enough memory.\n");
+                 "Exit codes: 0 success, 1 run-time failure, 2 wrong usage, 3 bad model or input file, 4 not enough memory,\n"
+                 "128 + N ended by signal N (130: Ctrl-C).\n");
 }
 
 static void print_command_help(FILE *out, const yk_cli_command *command)

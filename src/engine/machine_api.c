@@ -322,7 +322,8 @@ static yk_status look_again(yk_machine *m, const yk_profile_opts *need, yk_error
     char text[256];
     YK_TRY(yk_profile_canary(m, need, &n, text, sizeof text, err));
     if (n)
-        yk_log(YK_LOG_WARN, "the machine is not as it was measured: %s at one token; going on with that", text);
+        yk_log(YK_LOG_WARN,
+               "the machine is not as it was measured: %s at one token; the plan is made with what is measured now", text);
     return YK_OK;
 }
 
