@@ -17,6 +17,8 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni")
 #endif
 
+#include "cpu/avx512/scales.h"
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
@@ -58,31 +60,6 @@ INLINE __m512i four(const int8_t *p)
     int32_t v;
     memcpy(&v, p, 4);
     return _mm512_set1_epi32(v);
-}
-
-INLINE __m512 halves(const uint8_t *p)
-{
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)p));
-}
-
-INLINE __m512 bytes_u(const uint8_t *p)
-{
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)(const void *)p)));
-}
-
-INLINE __m512 bytes_s(const uint8_t *p)
-{
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_load_si128((const __m128i *)(const void *)p)));
-}
-
-/* 2^(e - 128): exponents 0 and 1 need a denormal, 255 is NaN. */
-INLINE __m512 exponents(const uint8_t *p)
-{
-    const __m512i e = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i *)(const void *)p));
-    __m512i v = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
-    v = _mm512_mask_sllv_epi32(v, _mm512_cmplt_epu32_mask(e, _mm512_set1_epi32(2)), _mm512_set1_epi32(0x00200000), e);
-    return _mm512_castsi512_ps(
-        _mm512_mask_mov_epi32(v, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)), _mm512_set1_epi32(0x7fc00000)));
 }
 
 /* Lines [at, end) of what comes NEAR and FAR behind p. Addresses past the weights are harmless. */
@@ -223,10 +200,10 @@ INLINE void dot_nibbles(int n, const uint8_t *w, uint32_t b, const int8_t *const
 /* After the last block of a tile: y += d * acc, then y -= dmin * m. */
 INLINE void finish(const step *s, int n, int p, const uint8_t *scale, const __m512 *acc, const __m512 *m, bool mins)
 {
-    const __m512 d = halves(scale);
+    const __m512 d = yk_avx512_halves(scale);
     __m512 dmin = d;
     if (mins)
-        dmin = halves(scale + 2 * YK_TILE_ROWS);
+        dmin = yk_avx512_halves(scale + 2 * YK_TILE_ROWS);
 #pragma GCC unroll 8
     for (int t = 0; t < n; t++) {
         float *y = s->y[p] + YK_TILE_ROWS * (s->a->at + (uint32_t)t);
@@ -234,24 +211,6 @@ INLINE void finish(const step *s, int n, int p, const uint8_t *scale, const __m5
         if (mins)
             v = _mm512_fnmadd_ps(dmin, m[t], v);
         _mm512_store_ps(y, v);
-    }
-}
-
-/* Scales of block b, or of its part. */
-INLINE __m512 block_scale(yk_type type, const uint8_t *w, const yk_tile *g, uint32_t b, int part)
-{
-    switch (type) {
-    case YK_TYPE_Q4_K:
-    case YK_TYPE_Q5_K:
-        return bytes_u(w + g->sub + 16 * b);
-    case YK_TYPE_Q6_K:
-        return bytes_s(w + g->sub + 32 * b + 16 * part);
-    case YK_TYPE_IQ4_XS:
-        return bytes_s(w + g->sub + 16 * b);
-    case YK_TYPE_MXFP4:
-        return exponents(w + g->sub + 16 * b);
-    default:
-        return halves(w + g->scale + 32 * b);
     }
 }
 
@@ -298,7 +257,7 @@ INLINE void step_low(const form *f, const step *s)
                 dot_block(f, w, &g, b, part, q, sum);
 #pragma GCC unroll 2
             for (int p = 0; p < panels; p++) {
-                const __m512 d = block_scale(type, w[p], &g, b, part);
+                const __m512 d = yk_avx512_block_scale(type, w[p], &g, b, part);
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)
                     acc[p][t] = _mm512_fmadd_ps(
@@ -308,7 +267,7 @@ INLINE void step_low(const form *f, const step *s)
         if (mins && !super)
 #pragma GCC unroll 2
             for (int p = 0; p < panels; p++) {
-                const __m512 mn = halves(w[p] + g.min + 32 * b);
+                const __m512 mn = yk_avx512_halves(w[p] + g.min + 32 * b);
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)
                     acc[p][t] = _mm512_fmadd_ps(mn, _mm512_set1_ps(st.fsum[t][b]), acc[p][t]);
@@ -323,7 +282,7 @@ INLINE void step_low(const form *f, const step *s)
         if (super && mins)
 #pragma GCC unroll 1
             for (uint32_t b = 0; b < 8; b++) { /* unrolled, all its broadcasts would wait in registers for the second panel */
-                const __m512 mn = bytes_u(w[p] + g.sub_min + 16 * b);
+                const __m512 mn = yk_avx512_bytes_u(w[p] + g.sub_min + 16 * b);
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)
                     m[t] = _mm512_fmadd_ps(mn, _mm512_set1_ps(st.fsum[t][b]), m[t]);
@@ -460,7 +419,7 @@ INLINE void step_float(const form *f, const step *s)
                     const __m512i both = _mm512_load_si512(c);
                     v = _mm512_castsi512_ps(j ? _mm512_and_si512(both, upper) : _mm512_slli_epi32(both, 16));
                 } else {
-                    v = type == YK_TYPE_F32 ? _mm512_load_ps(c) : halves(c);
+                    v = type == YK_TYPE_F32 ? _mm512_load_ps(c) : yk_avx512_halves(c);
                 }
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)

@@ -13,8 +13,11 @@ static const struct form {
     yk_type type;
     uint32_t bytes, elems, n_scales, scale[2];
 } forms[] = {
-    {YK_TYPE_Q4_0, 18, 32, 1, {0}},      {YK_TYPE_Q8_0, 34, 32, 1, {0}},     {YK_TYPE_Q4_K, 144, 256, 2, {0, 2}},
-    {YK_TYPE_Q5_K, 176, 256, 2, {0, 2}}, {YK_TYPE_Q6_K, 210, 256, 1, {208}},
+    {YK_TYPE_Q4_0, 18, 32, 1, {0}},     {YK_TYPE_Q4_1, 20, 32, 2, {0, 2}},   {YK_TYPE_Q5_0, 22, 32, 1, {0}},
+    {YK_TYPE_Q5_1, 24, 32, 2, {0, 2}},  {YK_TYPE_Q8_0, 34, 32, 1, {0}},      {YK_TYPE_Q2_K, 84, 256, 2, {80, 82}},
+    {YK_TYPE_Q3_K, 110, 256, 1, {108}}, {YK_TYPE_Q4_K, 144, 256, 2, {0, 2}}, {YK_TYPE_Q5_K, 176, 256, 2, {0, 2}},
+    {YK_TYPE_Q6_K, 210, 256, 1, {208}}, {YK_TYPE_IQ4_NL, 18, 32, 1, {0}},    {YK_TYPE_IQ4_XS, 136, 256, 1, {0}},
+    {YK_TYPE_MXFP4, 17, 32, 0, {0}},
 };
 
 static uint32_t state = 1;
@@ -53,6 +56,9 @@ static void open_data(data *d, const struct form *f, uint32_t n_rows, uint32_t n
             const uint16_t half = (uint16_t)(0x2000 + next() % 0x1000 + (next() & 0x8000));
             memcpy(d->file + i * f->bytes + f->scale[k], &half, sizeof half);
         }
+    if (f->type == YK_TYPE_MXFP4) /* exponents: mostly sane, some that need denormals, some of NaN */
+        for (uint64_t i = 0; i < n_blocks; i++)
+            d->file[i * f->bytes] = (uint8_t)(i % 61 == 7 ? next() % 3 : i % 4001 == 11 ? 255 : 110 + next() % 20);
     d->w = take(yk_packed_bytes(f->type, n_rows, n_cols));
     yk_pack(f->type, d->file, (uint64_t)(n_cols / f->elems) * f->bytes, n_rows, 0, n_cols, d->w);
     d->x = take((size_t)MAX_TOKENS * n_cols * sizeof *d->x);
