@@ -60,7 +60,7 @@ def main():
         stem = os.path.basename(path).split('.')[0]
         own = kernels(text, macros)
         if form == 'host':
-            lines.append('#include "gpu/kernels/%s"' % os.path.basename(path))
+            lines.append('#include "gpu/%s/%s"' % (os.path.basename(os.path.dirname(path)), os.path.basename(path)))
         elif form == 'text':
             lines.append('static const char text_%s[] =\n%s;' % (stem, quoted(text)))
         if not own:

@@ -85,8 +85,9 @@ typedef unsigned short u16;
 typedef unsigned long long u64;
 typedef float f32;
 
-#define YK_KERNEL(name) extern "C" __global__ void __launch_bounds__(64, YK_MIN_GROUPS) name
-#define YK_MIN_GROUPS 1 /* of 64 that a multiprocessor must hold: bounds the registers; texts set their own */
+#define YK_KERNEL(name) extern "C" __global__ void __launch_bounds__(YK_THREADS, YK_MIN_GROUPS) name
+#define YK_THREADS 64   /* of a group; kernels that only CUDA has may have more */
+#define YK_MIN_GROUPS 1 /* that a multiprocessor must hold: bounds the registers; texts set their own */
 #define YK_FN static __device__ __forceinline__
 #define YK_GLOBAL
 #define YK_LOCAL
@@ -114,6 +115,7 @@ YK_FN void yk_load4(const u32 *p, u32 *v)
     v[2] = w.z;
     v[3] = w.w;
 }
+YK_FN void yk_store4(u32 *p, const u32 *v) { *(uint4 *)p = make_uint4(v[0], v[1], v[2], v[3]); }
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c) { return __dp4a((i32)a, (i32)b, c); }
 
 #else /* ---------------------------------------------------------------------------------------------------------------- host */
@@ -133,20 +135,12 @@ typedef uint16_t u16;
 typedef uint64_t u64;
 typedef float f32;
 
-/* The group that this thread computes, and how many there are. */
-static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_groups[3];
-
 #define YK_KERNEL(name) static void name
 #define YK_FN static inline __attribute__((unused))
 #define YK_GLOBAL
 #define YK_LOCAL
-#define YK_SHARED(type, name, n) type name[n]
 #define YK_IN(p) const u8 *p##_base, const u64 p##_at
 #define YK_OUT(p) u8 *p##_base, const u64 p##_at
-#define yk_items(i) for (u32 i = 0; i < YK_GROUP; i++)
-#define yk_barrier() ((void)0)
-#define yk_group(d) (yk_host_group[d])
-#define yk_groups(d) (yk_host_groups[d])
 #define yk_bits(x) yk_f32_bits(x)
 #define yk_float(u) yk_bits_f32(u)
 #define yk_fma(a, b, c) fmaf(a, b, c)
@@ -156,6 +150,30 @@ static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_group
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return yk_f16_to_f32(p[i]); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = yk_f32_to_f16(v); }
+
+#ifdef YK_EMU /* each work-item is a thread of the emulator, which looks at what they do */
+
+#include "gpu/cuda/emu/emu.h"
+
+#define YK_SHARED(type, name, n) type *const name = (type *)yk_emu_shared(#name, (n) * sizeof(type))
+#define yk_items(i) for (u32 i = yk_emu_thread(), yk_once = 1; yk_once; yk_once = 0)
+#define yk_barrier() yk_emu_barrier(YK_EMU_HERE)
+#define yk_group(d) yk_emu_group(d)
+#define yk_groups(d) yk_emu_groups(d)
+
+YK_FN void yk_load4(const u32 *p, u32 *v) { yk_emu_load(p, 16, v); }
+YK_FN void yk_store4(u32 *p, const u32 *v) { yk_emu_store(p, 16, v); }
+
+#else
+
+/* The group that this thread computes, and how many there are. */
+static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_groups[3];
+
+#define YK_SHARED(type, name, n) type name[n]
+#define yk_items(i) for (u32 i = 0; i < YK_GROUP; i++)
+#define yk_barrier() ((void)0)
+#define yk_group(d) (yk_host_group[d])
+#define yk_groups(d) (yk_host_groups[d])
 
 /* Aligned as on devices, where another address is a fault: sanitizers see it. */
 typedef struct yk_words4 {
@@ -167,6 +185,8 @@ YK_FN void yk_load4(const u32 *p, u32 *v)
     const yk_words4 four = *(const yk_words4 *)(const void *)p;
     memcpy(v, four.w, 16);
 }
+
+#endif
 
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
 {
