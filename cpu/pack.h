@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "cpu/topology.h"
 #include "src/model/types.h"
 
 enum { YK_TILE_ROWS = 16, YK_TILE_COLS = 256 };
@@ -38,6 +39,9 @@ typedef struct yk_pack_run {
 } yk_pack_run;
 void yk_pack_units(yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows, const yk_pack_run *run,
                    uint8_t *out);
+/* The same by the vectors of a level, for tests: the bytes are the same. The CPU can do `isa`. */
+void yk_pack_units_at(yk_isa isa, yk_type type, const uint8_t *rows, uint64_t row_bytes, uint32_t n_rows,
+                      const yk_pack_run *run, uint8_t *out);
 /* The inverse for one matrix that was packed with col0 0: the file's bytes again. */
 void yk_unpack(yk_type type, const uint8_t *packed, uint32_t n_rows, uint32_t n_cols, uint8_t *rows, uint64_t row_bytes);
 

@@ -223,6 +223,23 @@ static uint8_t *bytes_new(uint64_t n, bool random)
     return p;
 }
 
+/* Each level this CPU has makes the same bytes. */
+static void check_levels(yk_type type, const uint8_t *file, uint64_t row_bytes, uint32_t n_rows, uint32_t n_cols,
+                         const uint8_t *packed)
+{
+    const uint64_t bytes = yk_packed_bytes(type, n_rows, n_cols);
+    const yk_pack_run run = {.n_cols = n_cols, .n_units = 1};
+    uint8_t *other = bytes_new(bytes + 16, false);
+    for (int isa = 0; isa < (int)yk_isa_best(); isa++) {
+        memset(other, 0x5a, bytes);
+        yk_pack_units_at((yk_isa)isa, type, file, row_bytes, n_rows, &run, other);
+        assert_memory_equal(other, packed, bytes);
+        for (int i = 0; i < 16; i++)
+            assert_int_equal(other[bytes + i], 0xa5);
+    }
+    free(other);
+}
+
 static void check_case(yk_type type, uint32_t n_rows, uint32_t n_cols, uint32_t gap)
 {
     uint64_t row_bytes = 0;
@@ -249,6 +266,7 @@ static void check_case(yk_type type, uint32_t n_rows, uint32_t n_cols, uint32_t 
         assert_int_equal(at - packed, (r0 / 16 + 1) * yk_panel_bytes(type, n_cols));
     }
     assert_int_equal(at - packed, packed_bytes);
+    check_levels(type, file, row_bytes, n_rows, n_cols, packed);
 
     uint8_t *back = bytes_new(row_bytes * n_rows, false);
     yk_unpack(type, packed, n_rows, n_cols, back, row_bytes);
