@@ -11,6 +11,7 @@ enum {
     PANELS = 64 << 10,
     UNITS = 4, /* cut units of `down` at once: their columns of a row lie beside each other, 144 bytes a unit in Q4_K */
     FLUSH_BYTES = 64 << 20,
+    RELEASE = 8, /* items whose source is given back at once */
     ALIGN = 64
 };
 
@@ -68,30 +69,7 @@ static void pack_downs(const yk_pack_item *it)
     yk_pack_units(w->type, yk_weight_row(w, it->part.mat, 0), w->row_bytes, w->n_rows, &run, it->out);
 }
 
-/* A slice that is computed twice writes the same bytes twice; nobody reads them before all workers are out. */
-static void run_item(const yk_stage *st, uint32_t slice, yk_worker *w)
-{
-    (void)w;
-    const yk_packer *p = st->arg;
-    const yk_pack_item *it = &p->items[slice];
-    yk_pack_cache *c = p->e->cache;
-    const uint32_t n = c && it->down ? it->unit.n_units : 1;
-    uint32_t have = 0;
-    while (have < n && yk_pack_cache_get(c, it->entry + YK_CACHE_PER_UNIT * have, it->out + have * it->unit.unit_bytes))
-        have++;
-    if (have == n)
-        return;
-    if (it->w)
-        pack_rows(it);
-    else if (it->down)
-        pack_downs(it);
-    else
-        pack_pairs(it);
-    for (uint32_t i = 0; c && i < n; i++)
-        yk_pack_cache_put(c, it->entry + YK_CACHE_PER_UNIT * i, it->out + i * it->unit.unit_bytes);
-}
-
-/* ---- collecting ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- giving back -------------------------------------------------------------------------------------------------------------------------- */
 
 static bool in_file(const yk_model *m, const uint8_t *p, uint64_t bytes)
 {
@@ -110,20 +88,69 @@ void yk_pack_release(const yk_model *m, const yk_weight *w, uint32_t mat, uint32
         yk_map_release(yk_weight_row(w, mat, row0), bytes);
 }
 
-static void release_item(const yk_packer *p, const yk_pack_item *it)
+static void release_units(const yk_model *m, const yk_pack_item *it)
 {
-    const yk_model *m = p->e->model;
-    if (it->w) {
-        yk_pack_release(m, it->w, 0, it->row0, it->n_rows);
-        return;
-    }
+    const yk_ffn_part *f = &it->part;
     if (!it->down) {
-        yk_pack_release(m, it->part.gate, it->part.mat, it->unit.u0, it->unit.unit);
-        yk_pack_release(m, it->part.up, it->part.mat, it->unit.u0, it->unit.unit);
-    } else if (it->unit.u0 + it->unit.unit * it->unit.n_units == it->part.cut.width) { /* the last units to read its rows */
-        yk_pack_release(m, it->part.down, it->part.mat, 0, it->part.down->n_rows);
+        yk_pack_release(m, f->gate, f->mat, it->unit.u0, it->unit.unit);
+        yk_pack_release(m, f->up, f->mat, it->unit.u0, it->unit.unit);
+    } else if (it->unit.u0 + it->unit.unit * it->unit.n_units == f->cut.width) { /* the last units to read its rows */
+        yk_pack_release(m, f->down, f->mat, 0, f->down->n_rows);
     }
 }
+
+/* The source of items [i, end); rows that follow each other in one call, because each call interrupts the other processors. */
+static void release_items(const yk_packer *p, uint32_t i, uint32_t end)
+{
+    if (p->keep_source || yk_pack_cache_reading(p->e->cache)) /* what is not read is not there */
+        return;
+    while (i < end) {
+        const yk_pack_item *it = &p->items[i++];
+        uint32_t rows = it->n_rows;
+        if (!it->w) {
+            release_units(p->e->model, it);
+            continue;
+        }
+        for (; i < end && p->items[i].w == it->w && p->items[i].row0 == it->row0 + rows; i++)
+            rows += p->items[i].n_rows;
+        yk_pack_release(p->e->model, it->w, 0, it->row0, rows);
+    }
+}
+
+/* ---- a slice ------------------------------------------------------------------------------------------------------------------------------ */
+
+/* A slice that is computed twice writes the same bytes twice; nobody reads them before all workers are out. */
+static void make_item(const yk_packer *p, const yk_pack_item *it)
+{
+    yk_pack_cache *c = p->e->cache;
+    const uint32_t n = c && it->down ? it->unit.n_units : 1;
+    uint32_t have = 0;
+    while (have < n && yk_pack_cache_get(c, it->entry + YK_CACHE_PER_UNIT * have, it->out + have * it->unit.unit_bytes))
+        have++;
+    if (have == n)
+        return;
+    if (it->w)
+        pack_rows(it);
+    else if (it->down)
+        pack_downs(it);
+    else
+        pack_pairs(it);
+    for (uint32_t i = 0; c && i < n; i++)
+        yk_pack_cache_put(c, it->entry + YK_CACHE_PER_UNIT * i, it->out + i * it->unit.unit_bytes);
+}
+
+/* Each worker gives back too: that costs as much as mapping did. The group before the one that is finished here; should one of its items still be in work,
+ * its pages are mapped again, and stay. */
+static void run_item(const yk_stage *st, uint32_t slice, yk_worker *w)
+{
+    (void)w;
+    const yk_packer *p = st->arg;
+    make_item(p, &p->items[slice]);
+    if (slice % RELEASE == RELEASE - 1 && slice >= 2 * RELEASE - 1)
+        release_items(p, slice - (2 * RELEASE - 1), slice - (RELEASE - 1));
+}
+
+/* ---- collecting ----------------------------------------------------------------------------------------------------------------------- */
 
 static yk_status tell(yk_packer *p, uint64_t bytes, yk_error *err)
 {
@@ -146,9 +173,7 @@ yk_status yk_packer_flush(yk_packer *p, yk_error *err)
     atomic_init(&claims[0], 0);
     const yk_status st = yk_pool_run(p->e->pool, &job, err);
     yk_pool_wait_job(p->e->pool, &job);
-    for (uint32_t i = 0; !p->keep_source && !yk_pack_cache_reading(p->e->cache) && i < p->n;
-         i++) /* what is not read is not there */
-        release_item(p, &p->items[i]);
+    release_items(p, (p->n / RELEASE > 1 ? p->n / RELEASE - 1 : 0) * RELEASE, p->n);
     const uint64_t bytes = p->bytes;
     p->n = 0;
     p->bytes = 0;
