@@ -16,17 +16,17 @@ typedef struct swap {
 typedef struct layer_state {
     yk_resident_layer cost;
     size_t cell0; /* of its first expert */
-    /* Of each running mean: sum of weights and of their squares; squared error one token ahead; lag-1 products and squares. */
+    /* Of each running mean: sums over the experts of it and its square; squared error one token ahead; lag-1 products and squares. */
+    double s1[YK_RESIDENCY_MEANS], s2[YK_RESIDENCY_MEANS];
     double error[YK_RESIDENCY_MEANS], lag[YK_RESIDENCY_MEANS], square[YK_RESIDENCY_MEANS];
-    double saved, saved_weight; /* by one resident more or less, decayed sums of seconds and of how often */
+    uint32_t n_last;
+    uint16_t last[YK_SPREAD_EXACT]; /* experts of the last token */
+    double saved, saved_weight;     /* by one resident more or less, decayed sums of seconds and of how often */
     bool can;
     swap best; /* while copies are planned; there is one when `can` */
-               /* copies under way */
 } layer_state;
 
 typedef struct cell {
-    float sum[YK_RESIDENCY_MEANS];
-    float uses;         /* expected, in the next `tokens` */
     uint8_t kind, plan; /* now; the static plan's */
     bool moving;
     bool last, now; /* used by the last token, by this one */
@@ -36,7 +36,9 @@ struct yk_residency {
     uint32_t n_layers;
     yk_residency_opts opts;
     layer_state *layers;
-    cell *cells;
+    cell *cells;                    /* of all experts */
+    float *sum[YK_RESIDENCY_MEANS]; /* of their uses, decayed */
+    float *uses;                    /* expected, in the next `tokens` */
     double decay[YK_RESIDENCY_MEANS], weight[YK_RESIDENCY_MEANS], weight2[YK_RESIDENCY_MEANS];
     yk_resident_idle idle; /* link_s and both_s are decayed sums */
     double idle_weight;
@@ -164,9 +166,10 @@ yk_status yk_residency_open(yk_residency **out, const yk_resident_layer *layers,
     yk_residency *r = yk_alloc(YK_MEM_PLAN, 1, sizeof *r);
     if (r) {
         r->layers = yk_alloc(YK_MEM_PLAN, n_layers, sizeof *r->layers);
-        r->cells = yk_alloc(YK_MEM_PLAN, n_cells ? n_cells : 1, sizeof *r->cells);
+        r->cells = yk_alloc(YK_MEM_PLAN, n_cells + 1, sizeof *r->cells);
+        r->uses = yk_alloc(YK_MEM_PLAN, (n_cells + 1) * (YK_RESIDENCY_MEANS + 1), sizeof *r->uses);
     }
-    if (!r || !r->layers || !r->cells) {
+    if (!r || !r->layers || !r->cells || !r->uses) {
         yk_residency_close(&r);
         return yk_fail_memory(err, sizeof *r + n_layers * sizeof(layer_state) + n_cells * sizeof(cell), "residency of experts");
     }
@@ -174,8 +177,10 @@ yk_status yk_residency_open(yk_residency **out, const yk_resident_layer *layers,
     r->opts = *opts;
     r->opts.tokens = opts->tokens ? opts->tokens : YK_RESIDENCY_TOKENS;
     r->hold = YK_RESIDENCY_HOLD;
-    for (int i = 0; i < YK_RESIDENCY_MEANS; i++)
+    for (int i = 0; i < YK_RESIDENCY_MEANS; i++) {
         r->decay[i] = exp2(-1 / half_life[i]);
+        r->sum[i] = r->uses + (n_cells + 1) * (size_t)(i + 1);
+    }
     size_t at = 0;
     for (uint32_t l = 0; l < n_layers; l++) {
         r->layers[l].cost = layers[l];
@@ -192,6 +197,7 @@ void yk_residency_close(yk_residency **r)
     if (*r) {
         yk_free((*r)->layers);
         yk_free((*r)->cells);
+        yk_free((*r)->uses);
     }
     yk_free(*r);
     *r = NULL;
@@ -214,7 +220,7 @@ void yk_residency_save(const yk_residency *r, float *uses, uint32_t stride, doub
     for (uint32_t l = 0; l < r->n_layers; l++)
         for (uint32_t e = 0; e < r->layers[l].cost.n_experts; e++)
             uses[(size_t)l * stride + e] =
-                r->weight[LAST] > 0 ? (float)(r->cells[r->layers[l].cell0 + e].sum[LAST] / r->weight[LAST]) : 0;
+                r->weight[LAST] > 0 ? (float)(r->sum[LAST][r->layers[l].cell0 + e] / r->weight[LAST]) : 0;
 }
 
 void yk_residency_warm(yk_residency *r, const float *uses, uint32_t stride, double weight)
@@ -223,18 +229,20 @@ void yk_residency_warm(yk_residency *r, const float *uses, uint32_t stride, doub
         const double most = 1 / (1 - r->decay[i]);
         r->weight[i] = fmax(0, fmin(weight, most));
         r->weight2[i] = r->weight[i] / 2; /* of long histories */
-        for (uint32_t l = 0; l < r->n_layers; l++)
-            for (uint32_t e = 0; e < r->layers[l].cost.n_experts; e++)
-                r->cells[r->layers[l].cell0 + e].sum[i] = (float)(uses[(size_t)l * stride + e] * r->weight[i]);
+        for (uint32_t l = 0; l < r->n_layers; l++) {
+            layer_state *y = &r->layers[l];
+            y->s1[i] = y->s2[i] = 0;
+            for (uint32_t e = 0; e < y->cost.n_experts; e++) {
+                const double sum = uses[(size_t)l * stride + e] * r->weight[i];
+                r->sum[i][y->cell0 + e] = (float)sum;
+                y->s1[i] += sum;
+                y->s2[i] += sum * sum;
+            }
+        }
     }
 }
 
 /* ---- a token ------------------------------------------------------------------------------------------------------------------------------- */
-
-static double mean_of(const yk_residency *r, const cell *c, int i)
-{
-    return r->weight[i] > 0 ? c->sum[i] / r->weight[i] : 0;
-}
 
 static double rho_of(const layer_state *y, int i)
 {
@@ -301,34 +309,59 @@ static void land(yk_residency *r)
     r->n_copies = left;
 }
 
+/* One running mean of a layer. Most experts were used neither by this token nor the last: what they add follows from the sum of squares. */
+static void count_mean(yk_residency *r, layer_state *y, int i, const uint16_t *picks)
+{
+    const cell *cells = r->cells + y->cell0;
+    float *sum = r->sum[i] + y->cell0;
+    const double d = r->decay[i], over = r->weight[i] > 0 ? 1 / r->weight[i] : 0, rho = rho_of(y, i);
+    const double squares = y->s2[i] * over * over;
+    double error = squares * (1 - rho) * (1 - rho), lag = squares, square = squares, grown = 0;
+    for (uint32_t j = 0; j < y->cost.n_used + y->n_last; j++) {
+        const bool now = j < y->cost.n_used;
+        const uint32_t e = now ? picks[j] : y->last[j - y->cost.n_used];
+        if (!now && cells[e].now)
+            continue;
+        const double b = sum[e] * over, was = cells[e].last - b, is = now - b, off = is - rho * was;
+        error += off * off - b * b * (1 - rho) * (1 - rho);
+        lag += was * is - b * b;
+        square += was * was - b * b;
+        grown += now ? 2 * d * sum[e] + 1 : 0;
+    }
+    const float f = (float)d;
+    for (uint32_t e = 0; e < y->cost.n_experts; e++)
+        sum[e] *= f;
+    for (uint32_t j = 0; j < y->cost.n_used; j++)
+        sum[picks[j]] += 1;
+    y->s1[i] = y->s1[i] * d + y->cost.n_used;
+    y->s2[i] = y->s2[i] * d * d + grown;
+    const double slow = r->decay[YK_RESIDENCY_MEANS - 1];
+    y->error[i] = y->error[i] * r->decay[2] + fmax(0, error);
+    y->lag[i] = y->lag[i] * slow + lag;
+    y->square[i] = y->square[i] * slow + fmax(0, square);
+}
+
 /* Running means, their errors, and how long uses last. */
 static void count_uses(yk_residency *r, const uint16_t *picks, uint32_t stride)
 {
     for (uint32_t l = 0; l < r->n_layers; l++) {
         layer_state *y = &r->layers[l];
         cell *cells = r->cells + y->cell0;
-        for (uint32_t i = 0; i < y->cost.n_used && y->cost.n_experts; i++)
-            cells[picks[(size_t)l * stride + i]].now = true;
-        for (int i = 0; i < YK_RESIDENCY_MEANS && y->cost.n_experts; i++) {
-            const double rho = rho_of(y, i), over = r->weight[i] > 0 ? 1 / r->weight[i] : 0;
-            double error = 0, lag = 0, square = 0;
-            for (uint32_t e = 0; e < y->cost.n_experts; e++) {
-                const double x = cells[e].now, b = cells[e].sum[i] * over, was = cells[e].last - b;
-                const double off = x - b - rho * was;
-                error += off * off;
-                lag += was * (x - b);
-                square += was * was;
-                cells[e].sum[i] = (float)(cells[e].sum[i] * r->decay[i] + x);
-            }
-            const double d = r->decay[YK_RESIDENCY_MEANS - 1];
-            y->error[i] = y->error[i] * r->decay[2] + error;
-            y->lag[i] = y->lag[i] * d + lag;
-            y->square[i] = y->square[i] * d + square;
+        const uint16_t *row = picks + (size_t)l * stride;
+        if (!y->cost.n_experts)
+            continue;
+        for (uint32_t j = 0; j < y->cost.n_used; j++)
+            cells[row[j]].now = true;
+        for (int i = 0; i < YK_RESIDENCY_MEANS; i++)
+            count_mean(r, y, i, row);
+        for (uint32_t j = 0; j < y->n_last; j++)
+            cells[y->last[j]].last = false;
+        for (uint32_t j = 0; j < y->cost.n_used; j++) {
+            cells[row[j]].now = false;
+            cells[row[j]].last = true;
+            y->last[j] = row[j];
         }
-        for (uint32_t e = 0; e < y->cost.n_experts; e++) {
-            cells[e].last = cells[e].now;
-            cells[e].now = false;
-        }
+        y->n_last = y->cost.n_used;
     }
     for (int i = 0; i < YK_RESIDENCY_MEANS; i++) {
         r->weight[i] = r->weight[i] * r->decay[i] + 1;
@@ -339,34 +372,33 @@ static void count_uses(yk_residency *r, const uint16_t *picks, uint32_t stride)
 /* Expected uses of a layer's experts. */
 static void expect(yk_residency *r, layer_state *y)
 {
-    cell *cells = r->cells + y->cell0;
     const uint32_t n = y->cost.n_experts;
     const double mean = (double)y->cost.n_used / n;
     int best = YK_RESIDENCY_MEANS - 1;
     for (int i = best - 1; i >= 0; i--)
         if (y->error[i] < y->error[best])
             best = i;
-    const double rho = rho_of(y, best);
-    double spread = 0;
-    for (uint32_t e = 0; e < n; e++) {
-        const double far = mean_of(r, &cells[e], best) - mean;
-        spread += far * far;
-    }
-    spread /= n;
+    const double rho = rho_of(y, best), w = r->weight[best];
+    const double spread = fmax(0, y->s2[best] / (w * w * n) - mean * (2 * y->s1[best] / (w * n) - mean));
     /* What chance alone spreads; uses that last are fewer draws. */
-    const double w = r->weight[best], chance = mean * (1 - mean) * r->weight2[best] / (w * w) * (1 + rho) / (1 - rho);
-    const double keep = spread > chance ? 1 - chance / spread : 0;
-    const double last = rho * (1 - pow(rho, r->opts.tokens)) / (1 - rho);
-    for (uint32_t e = 0; e < n; e++) {
-        const double b = mean + keep * (mean_of(r, &cells[e], best) - mean);
-        cells[e].uses = (float)(r->opts.tokens * b + (cells[e].last - b) * last);
-    }
+    const double chance = mean * (1 - mean) * r->weight2[best] / (w * w) * (1 + rho) / (1 - rho);
+    const double keep = spread > chance ? 1 - chance / spread : 0, last = rho * (1 - pow(rho, r->opts.tokens)) / (1 - rho);
+    /* b = mean (1 - keep) + keep sum / w; uses = tokens b + (x - b) last */
+    const float slope = (float)(keep / w * (r->opts.tokens - last)),
+                base = (float)(mean * (1 - keep) * (r->opts.tokens - last));
+    const float *sum = r->sum[best] + y->cell0;
+    float *uses = r->uses + y->cell0;
+    for (uint32_t e = 0; e < n; e++)
+        uses[e] = base + slope * sum[e];
+    for (uint32_t j = 0; j < y->n_last; j++)
+        uses[y->last[j]] += (float)last;
 }
 
 /* The best swap of a layer; on the way back: any that brings it nearer to the plan. */
 static bool best_swap(const yk_residency *r, const layer_state *y, swap *best)
 {
     const cell *cells = r->cells + y->cell0;
+    const float *uses = r->uses + y->cell0;
     const double saved = y->saved_weight > 0 ? y->saved / y->saved_weight : 0;
     const uint32_t none = UINT32_MAX;
     uint32_t in = none, out = none;
@@ -375,14 +407,14 @@ static bool best_swap(const yk_residency *r, const layer_state *y, swap *best)
         if (c->moving)
             continue;
         if (c->kind == YK_KIND_GG) {
-            if ((!r->returning || c->plan != YK_KIND_GG) && (out == none || c->uses < cells[out].uses))
+            if ((!r->returning || c->plan != YK_KIND_GG) && (out == none || uses[e] < uses[out]))
                 out = e;
-        } else if ((!r->returning || c->plan == YK_KIND_GG) && (in == none || c->uses > cells[in].uses))
+        } else if ((!r->returning || c->plan == YK_KIND_GG) && (in == none || uses[e] > uses[in]))
             in = e;
     }
     if (in == none || out == none)
         return false;
-    *best = (swap){in, out, (cells[in].uses - cells[out].uses) * saved / y->cost.copy_s};
+    *best = (swap){in, out, (uses[in] - uses[out]) * saved / y->cost.copy_s};
     return r->returning || best->gain > 0;
 }
 
