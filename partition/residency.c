@@ -208,6 +208,17 @@ yk_kind yk_residency_kind(const yk_residency *r, uint32_t layer, uint32_t expert
     return (yk_kind)r->cells[r->layers[layer].cell0 + expert].kind;
 }
 
+uint32_t yk_residency_layers(const yk_residency *r)
+{
+    return r->n_layers;
+}
+
+uint32_t yk_residency_experts(const yk_residency *r, uint32_t layer, uint32_t *n_used)
+{
+    *n_used = r->layers[layer].cost.n_used;
+    return r->layers[layer].cost.n_experts;
+}
+
 yk_residency_sums yk_residency_get(const yk_residency *r)
 {
     return r->sums;
@@ -225,18 +236,22 @@ void yk_residency_save(const yk_residency *r, float *uses, uint32_t stride, doub
 
 void yk_residency_warm(yk_residency *r, const float *uses, uint32_t stride, double weight)
 {
+    const double d = r->decay[YK_RESIDENCY_MEANS - 1], sum = fmin(weight, 1 / (1 - d)), left = 1 - sum * (1 - d);
+    const double squares = (1 - left * left) / (1 - d * d); /* of the weights of tokens that add up to `sum` */
+    if (!(weight > 0))
+        return;
     for (int i = 0; i < YK_RESIDENCY_MEANS; i++) {
-        const double most = 1 / (1 - r->decay[i]);
-        r->weight[i] = fmax(0, fmin(weight, most));
-        r->weight2[i] = r->weight[i] / 2; /* of long histories */
+        /* All begin with the longest mean, and are as sure as it is. */
+        r->weight[i] = fmin(sum, 1 / (1 - r->decay[i]));
+        r->weight2[i] = squares / (sum * sum) * r->weight[i] * r->weight[i];
         for (uint32_t l = 0; l < r->n_layers; l++) {
             layer_state *y = &r->layers[l];
             y->s1[i] = y->s2[i] = 0;
             for (uint32_t e = 0; e < y->cost.n_experts; e++) {
-                const double sum = uses[(size_t)l * stride + e] * r->weight[i];
-                r->sum[i][y->cell0 + e] = (float)sum;
-                y->s1[i] += sum;
-                y->s2[i] += sum * sum;
+                const double u = uses[(size_t)l * stride + e] * r->weight[i];
+                r->sum[i][y->cell0 + e] = (float)u;
+                y->s1[i] += u;
+                y->s2[i] += u * u;
             }
         }
     }

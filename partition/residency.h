@@ -93,9 +93,19 @@ typedef struct yk_residency_sums {
 } yk_residency_sums;
 yk_residency_sums yk_residency_get(const yk_residency *r);
 
-/* Running means to keep for the next time, and back: [n_layers][stride] uses a token of the longest half-life; *weight: over how many tokens. Read
- * ones must be from 0 to 1; they are taken as if seen over `weight` tokens. */
+/* Running means to keep for the next time, and back: [n_layers][stride] uses a token of the longest half-life, from 0 to 1; *weight: over how many
+ * tokens, 0: nothing is known, and yk_residency_warm changes nothing. Before the first token. */
 void yk_residency_save(const yk_residency *r, float *uses, uint32_t stride, double *weight);
 void yk_residency_warm(yk_residency *r, const float *uses, uint32_t stride, double weight);
+
+/* The same as a file (residency_file.c): {"format": 1, "shape_id", "tokens": weight, "uses": [[of each expert] of each layer]}, [] for layers in which
+ * nothing moves. Reading changes `r` only when all is well; else YK_ERR_INPUT names the key: not JSON, another format or model, layers or
+ * experts that are not as many, uses out of range or that do not add up to n_used. */
+enum { YK_RESIDENCY_FORMAT = 1 };
+yk_status yk_residency_write(const yk_residency *r, const char *shape_id, char **out, size_t *n_bytes, yk_error *err);
+yk_status yk_residency_read(yk_residency *r, const char *shape_id, const char *text, size_t n_bytes, yk_error *err);
+/* Layers and experts of a layer (0: nothing of it moves), used of these by a token. */
+uint32_t yk_residency_layers(const yk_residency *r);
+uint32_t yk_residency_experts(const yk_residency *r, uint32_t layer, uint32_t *n_used);
 
 #endif

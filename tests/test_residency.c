@@ -595,9 +595,70 @@ static void check_warm(void **state)
     close_setting(&s);
 }
 
+/* The file of an earlier run: the same after reading and writing, and refused by name where anything is wrong; then nothing has changed. */
+static void check_file(void **state)
+{
+    (void)state;
+    setting s = {0};
+    yk_routing r;
+    yk_error err = {0};
+    char *text, *again, *empty;
+    size_t n, n_again, n_empty;
+    const yk_resident_copy *copies;
+    open_setting(&s, "rtx-3060-ddr4", "mixtral-8x7b", 12);
+    draw(&r, &s, 2, 5, 100);
+    yk_residency *one = open_mine(&s), *two = open_mine(&s);
+    assert_int_equal(yk_residency_write(one, s.shape.id, &empty, &n_empty, &err), YK_OK);
+    assert_int_equal(yk_residency_read(two, s.shape.id, empty, n_empty, &err), YK_OK); /* of no token */
+    for (uint32_t t = 0; t < r.n_tokens; t++)
+        yk_residency_token(one, r.pick + (size_t)t * r.n_layers * r.n_used, r.n_used, &copies);
+    assert_int_equal(yk_residency_write(one, s.shape.id, &text, &n, &err), YK_OK);
+    static const struct {
+        const char *find, *put, *says;
+    } wrong[] = {{"\"format\": 1", "\"format\": 7", "format"},
+                 {"\"shape_id\": \"", "\"shape_id\": \"x", "another model"},
+                 {"\"tokens\": ", "\"tokens\": -", "tokens"},
+                 {"\"uses\": [", "\"uses\": [[],", "layers instead of"},
+                 {"[0.", "[0.0, 0.", "experts instead of"},
+                 {"[0.", "[1.", "uses"},
+                 {"[0.", "[-0.", "uses"},
+                 {"[0.", "[9", "uses"},
+                 {"\"uses\": [", "\"uses\": ", "experts"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        const char *at = strstr(text, wrong[i].find);
+        assert_non_null(at);
+        const size_t skip = strlen(wrong[i].find), more = strlen(wrong[i].put), before = (size_t)(at - text);
+        char *bad = malloc(n + more);
+        assert_non_null(bad);
+        memcpy(bad, text, before);
+        memcpy(bad + before, wrong[i].put, more);
+        memcpy(bad + before + more, at + skip, n - before - skip);
+        assert_int_equal(yk_residency_read(two, s.shape.id, bad, n - skip + more, &err), YK_ERR_INPUT);
+        if (!strstr(err.text, wrong[i].says) || strchr(err.text, '\n'))
+            fail_msg("%s instead of %s: %s", wrong[i].put, wrong[i].find, err.text);
+        free(bad);
+    }
+    for (size_t cut = 0; cut + 2 < n; cut += n / 97 + 1)
+        assert_int_equal(yk_residency_read(two, s.shape.id, text, cut, &err), YK_ERR_INPUT);
+    assert_int_equal(yk_residency_write(two, s.shape.id, &again, &n_again, &err), YK_OK);
+    assert_true(n_again == n_empty && memcmp(again, empty, n_empty) == 0);
+    yk_free(again);
+    assert_int_equal(yk_residency_read(two, s.shape.id, text, n, &err), YK_OK);
+    assert_int_equal(yk_residency_write(two, s.shape.id, &again, &n_again, &err), YK_OK);
+    assert_true(n_again == n && memcmp(again, text, n) == 0);
+    yk_free(text);
+    yk_free(again);
+    yk_free(empty);
+    yk_residency_close(&one);
+    yk_residency_close(&two);
+    yk_routing_close(&r);
+    close_setting(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(check_policies), cmocka_unit_test(check_guard),
-                                       cmocka_unit_test(check_rules), cmocka_unit_test(check_warm)};
+                                       cmocka_unit_test(check_rules), cmocka_unit_test(check_warm),
+                                       cmocka_unit_test(check_file)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
