@@ -321,13 +321,15 @@ static void play(const yk_pair *pair, score *s)
  * of the last product, with the rows' way back. */
 typedef struct copies {
     double early, late, one, two, last, reads, rows;
+    bool ahead;
 } copies;
 
 static copies copies_of(const yk_cost *c, const yk_cost_side *attn, const yk_load *load, double back)
 {
     const double n = load->early_copies + load->late_copies;
     copies p = {.early = load->early_bytes * c->link_s_per_byte + load->early_copies * c->link_s,
-                .late = load->late_bytes * c->link_s_per_byte + load->late_copies * c->link_s};
+                .late = load->late_bytes * c->link_s_per_byte + load->late_copies * c->link_s,
+                .ahead = load->ahead};
     p.two = n > 2 ? (p.early + p.late) * 2 / n : p.early + p.late;
     p.last = load->cg_s / more_of(1, n) + back;
     p.one = (p.early + p.late) / more_of(1, n);
@@ -342,7 +344,7 @@ static double play_copies(const yk_cost *c, const yk_cost_side *attn, const copi
 {
     const double all = p->early + p->late, rest = all - p->two;
     bool product = true;
-    if (p->late > 0) { /* the host starts them when it has heard of the router's choice */
+    if (p->late > 0 || p->ahead) { /* the host starts the late ones when it has heard of the router's choice */
         s->link[0] = (piece){less_of(p->early, p->two), 0, false};
         s->link[1] = (piece){p->two - s->link[0].s, attn->device ? c->hand_s / 2 : 0, true};
     } else {
@@ -389,7 +391,7 @@ double yk_cost_join(const yk_cost *c, const yk_step_kind *step, const yk_cost_si
     const double lag = device && cpu_any ? back : 0;
     score s = {.cpu = {{.s = ta}, {.s = tc, .from = lag}}, .cpu_ends = {ta, ta + lag + tc}};
     double link_end = 0;
-    const bool early = !(load->late_bytes > 0);
+    const bool early = !(load->late_bytes > 0) && !load->ahead;
     if (load->early_bytes + load->late_bytes > 0 || attn->copied) {
         copies p = copies_of(c, attn, load, device ? 0 : back);
         s.cpu_reads[0] = device || !(ta > 0) ? 0 : attn->bytes / ta;
@@ -453,12 +455,28 @@ typedef struct spread {
     const yk_experts *e;
 } spread;
 
+/* Of m experts that are CG and of which cg are chosen, the first ones are copied early, chosen or not. */
+static void copy_ahead(yk_load *load, const yk_load *one, double m, double cg)
+{
+    enum { SLOTS = 2 };
+    const double first = less_of(m, SLOTS), known = cg * first / m;
+    load->ahead = true;
+    load->early_bytes += first * one->late_bytes;
+    load->early_copies += first * one->late_copies;
+    load->late_bytes -= known * one->late_bytes;
+    load->late_copies -= known * one->late_copies;
+    if (m <= SLOTS) /* without what rounding leaves */
+        load->late_bytes = load->late_copies = 0;
+}
+
 static double seconds_at(const spread *s, double gg, double cc, double cg, double bound[YK_BOUND_N])
 {
     yk_load load = *s->sure;
     add_times(&load, &s->e->one[YK_KIND_GG], gg);
     add_times(&load, &s->e->one[YK_KIND_CC], cc);
     add_times(&load, &s->e->one[YK_KIND_CG], cg);
+    if (s->e->ahead && s->e->n[YK_KIND_CG])
+        copy_ahead(&load, &s->e->one[YK_KIND_CG], s->e->n[YK_KIND_CG], cg);
     return yk_cost_join(s->c, s->step, s->attn, &load, bound);
 }
 
@@ -661,6 +679,7 @@ double yk_cost_plan(const yk_cost *c, const yk_plan *plan, const yk_step_kind *s
         const yk_attn attn = yk_cost_attn_of(y, step);
         yk_load load = {0};
         adder a = {.c = c, .load = &load, .layer = &c->shape->layers[l], .step = step};
+        a.experts.ahead = yk_plan_ahead(y, step->prefill, step->n);
         add_layer(&a, y);
         move_to(&w, c, step, attn != YK_ATTN_HOST);
         w.sum += finish(&a, l, attn, w.share);
@@ -692,7 +711,7 @@ static bool same_digest(const yk_digest *d, const yk_shape *shape, uint32_t a, u
     const yk_digest_layer *x = &d->layers[a], *y = &d->layers[b];
     const yk_plan_layer *p = &d->plan->layers[a], *q = &d->plan->layers[b];
     if (x->n != y->n || x->n > YK_DIGEST_RUNS || (p->attn_home == YK_HOST) != (q->attn_home == YK_HOST) ||
-        memcmp(p->attn_chunk, q->attn_chunk, sizeof p->attn_chunk) != 0)
+        memcmp(p->attn_chunk, q->attn_chunk, sizeof p->attn_chunk) != 0 || memcmp(p->ahead, q->ahead, sizeof p->ahead) != 0)
         return false;
     for (uint32_t i = 0; i < x->n; i++)
         if (!alike(&x->run[i], &y->run[i]) || x->count[i] != y->count[i])
@@ -738,6 +757,7 @@ double yk_digest_step(yk_digest *d, const yk_cost *c, const yk_step_kind *step, 
             yk_load load = {0};
             memset(y->bound, 0, sizeof y->bound);
             adder a = {.c = c, .load = &load, .layer = &c->shape->layers[l], .step = step};
+            a.experts.ahead = yk_plan_ahead(&d->plan->layers[l], step->prefill, step->n);
             for (uint32_t i = 0; i < y->n && y->n <= YK_DIGEST_RUNS; i++)
                 add_slices(&a, &y->run[i], y->count[i]);
             if (y->n > YK_DIGEST_RUNS)

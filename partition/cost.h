@@ -31,6 +31,7 @@ typedef struct yk_load {
     double gpu_bytes;               /* what it reads meanwhile */
     double early_bytes, late_bytes; /* link: known before the layer begins (prefetch) or only after its router */
     double early_copies, late_copies;
+    bool ahead; /* experts are among the early ones, for this layer: their products follow in it */
 } yk_load;
 
 /* Routing is taken as uniform: how likely an instance of a part has tokens in a step of n, and how many it has then on average.
@@ -73,6 +74,7 @@ typedef struct yk_experts {
     uint32_t n[3];
     double chosen;
     yk_load one[3];
+    bool ahead; /* the first CG ones, as many as there are slots, are copied before it is known which are chosen */
 } yk_experts;
 /* Fill chosen and one from n. */
 void yk_cost_experts(const yk_cost *cost, yk_experts *experts, const yk_shape_layer *layer, const yk_step_kind *step);

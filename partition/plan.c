@@ -37,6 +37,12 @@ bool yk_plan_attn_on_device(const yk_plan_layer *layer, bool prefill, uint32_t n
     return layer->attn_home != YK_HOST || (prefill && layer->attn_chunk[yk_chunk_of(n)] == 1 + YK_KIND_CG);
 }
 
+bool yk_plan_ahead(const yk_plan_layer *layer, bool prefill, uint32_t n)
+{
+    const yk_bucket b = yk_bucket_of(n);
+    return !prefill && b < YK_B_PREFILL && layer->ahead[b];
+}
+
 yk_kind yk_slice_kind(const yk_slice *s, bool prefill, uint32_t n)
 {
     if (!prefill)
@@ -113,6 +119,14 @@ static uint64_t hash_home(uint64_t h, const yk_plan *plan, int home)
     return hash_bytes(h, name, strlen(name) + 1);
 }
 
+static bool any_ahead(const yk_plan_layer *y)
+{
+    bool any = false;
+    for (int b = 0; b < YK_B_PREFILL; b++)
+        any = any || y->ahead[b];
+    return any;
+}
+
 static bool chunks_given(const uint8_t chunk[YK_N_CHUNKS])
 {
     bool any = false;
@@ -130,6 +144,8 @@ void yk_plan_set_id(yk_plan *plan)
         h = hash_home(h, plan, y->attn_home);
         if (chunks_given(y->attn_chunk))
             h = hash_bytes(hash_bytes(h, "attn_chunks", 11), y->attn_chunk, sizeof y->attn_chunk);
+        if (any_ahead(y))
+            h = hash_bytes(hash_bytes(h, "ahead", 5), y->ahead, sizeof y->ahead);
         for (uint32_t i = 0; i < y->n_slices; i++) {
             const yk_slice *s = &y->slices[i];
             const uint32_t place[] = {s->group, s->expert, s->unit0, s->units};

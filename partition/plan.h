@@ -7,6 +7,7 @@
  *   - figures in memory[device] are ceilings: the checker refuses slices that take more than the class says
  *   - "model" left out: any model whose layers and units fit
  * "attn_chunks" of a layer, {"129-512": "CG"}: attn_chunk below; left out, attention is computed where it lives.
+ * "ahead" of a layer, {"5-8": true}: ahead below; left out, false.
  * Keys a plan may have and a reader may ignore: "chunks" of a slice and "assign" of a layer (see the structs), "binding_shares",
  * "would_help".
  *
@@ -57,6 +58,10 @@ typedef struct yk_plan_layer {
      * a staging slot, KV of the step's sequences is copied up, the device computes all of it (norms, projections, attention,
      * router), and KV of the new positions is copied down. 0: computed at attn_home, as always in decode. */
     uint8_t attn_chunk[YK_N_CHUNKS];
+    /* By decode bucket: with the layer, beside its attention, begin the copies of its first CG experts (in the order of
+     * slices, as many as there are staging slots), before the router has chosen; one that is not chosen was copied for
+     * nothing. false: each copy begins when its expert is known to be needed. */
+    bool ahead[YK_B_PREFILL];
     yk_plan_assign assign;
     uint32_t n_slices;
     yk_slice *slices; /* [n_slices], owned by the plan */
@@ -154,6 +159,9 @@ typedef struct yk_plan_wishes {
 
 /* Does a device compute the attention of this layer in a step of n tokens? */
 bool yk_plan_attn_on_device(const yk_plan_layer *layer, bool prefill, uint32_t n);
+
+/* Are experts of this layer copied ahead in a step of n tokens? */
+bool yk_plan_ahead(const yk_plan_layer *layer, bool prefill, uint32_t n);
 
 /* Append the overrides of "REGEX=DEVICE[,REGEX=DEVICE...]". YK_ERR_USAGE names what is wrong. */
 yk_status yk_plan_add_override(yk_plan_wishes *wishes, const char *text, yk_error *err);

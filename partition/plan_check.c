@@ -89,6 +89,21 @@ static yk_status check_attention(const yk_plan *plan, const yk_shape_layer *sl, 
     return YK_OK;
 }
 
+static yk_status check_ahead(const yk_plan *plan, const yk_shape_layer *sl, uint32_t l, yk_error *err)
+{
+    for (int b = 0; b < YK_B_PREFILL; b++) {
+        if (!plan->layers[l].ahead[b])
+            continue;
+        char path[64];
+        snprintf(path, sizeof path, "layers[%u].ahead.%s", l, yk_bucket_name((yk_bucket)b));
+        if (!sl->part[YK_PART_EXP].n)
+            return bad(err, path, "this layer has no routed experts to copy; leave it out");
+        if (yk_plan_cg_device(plan, l) == YK_HOST)
+            return bad(err, path, "copying needs a device and the plan names none; give one in \"memory\"");
+    }
+    return YK_OK;
+}
+
 static yk_status check_assign(const yk_plan *plan, uint32_t l, yk_error *err)
 {
     const yk_plan_assign *a = &plan->layers[l].assign;
@@ -200,8 +215,10 @@ yk_status yk_plan_check(const yk_plan *plan, const yk_shape *shape, const yk_pla
     YK_FAIL_IF(shape->head_host_only && plan->head_home != YK_HOST, err, YK_ERR_INPUT,
                "plan.head_home: no device computes the head's type, %s; keep it on the host",
                yk_type_get(shape->head.type)->name);
-    for (uint32_t l = 0; l < plan->n_layers; l++)
+    for (uint32_t l = 0; l < plan->n_layers; l++) {
         YK_TRY(check_attention(plan, &shape->layers[l], l, err));
+        YK_TRY(check_ahead(plan, &shape->layers[l], l, err));
+    }
     uint64_t n = 1;
     for (uint32_t l = 0; l < shape->n_layers; l++) {
         uint64_t k = 0;

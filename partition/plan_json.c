@@ -48,6 +48,16 @@ static yk_status read_chunks(const yk_jv *at, const char *key, uint8_t chunk[YK_
     return YK_OK;
 }
 
+/* {"5-8": true} */
+static yk_status read_ahead(const yk_jv *layer, bool ahead[YK_B_PREFILL])
+{
+    yk_jv at;
+    YK_TRY(yk_json_member(layer, "ahead", JSON_OBJECT, YK_JSON_OPTIONAL, &at));
+    for (int b = 0; at.v && b < YK_B_PREFILL; b++)
+        YK_TRY(yk_json_bool(&at, yk_bucket_name((yk_bucket)b), YK_JSON_OPTIONAL, &ahead[b]));
+    return YK_OK;
+}
+
 static yk_status read_slice(const yk_jv *at, yk_plan *plan, uint32_t layer)
 {
     yk_slice s = {0};
@@ -102,6 +112,7 @@ static yk_status read_layers(const yk_jv *layers, yk_plan *plan)
         YK_TRY(yk_json_element(layers, l, JSON_OBJECT, &layer));
         YK_TRY(read_home(&layer, "attn_home", YK_JSON_OPTIONAL, plan, &plan->layers[l].attn_home));
         YK_TRY(read_chunks(&layer, "attn_chunks", plan->layers[l].attn_chunk));
+        YK_TRY(read_ahead(&layer, plan->layers[l].ahead));
         YK_TRY(read_assign(&layer, &plan->layers[l].assign));
         YK_TRY(yk_json_member(&layer, "slices", JSON_ARRAY, YK_JSON_REQUIRED, &slices));
         for (size_t i = 0; i < json_array_size(slices.v); i++) {
@@ -426,6 +437,18 @@ static void put_chunks(yk_text *t, const char *before, const char *key, const ui
         yk_text_put(t, "}");
 }
 
+static void put_ahead(yk_text *t, const bool ahead[YK_B_PREFILL])
+{
+    bool any = false;
+    for (int b = 0; b < YK_B_PREFILL; b++)
+        if (ahead[b]) {
+            yk_text_put(t, "%s\"%s\": true", any ? ", " : ", \"ahead\": {", yk_bucket_name((yk_bucket)b));
+            any = true;
+        }
+    if (any)
+        yk_text_put(t, "}");
+}
+
 static void put_slice(yk_text *t, const yk_plan *plan, const yk_slice *s)
 {
     yk_text_put(t, "{\"tensor_group\": \"%s\", \"expert\": %u, \"unit0\": %u, \"units\": %u, \"home\": \"%s\", \"kind\": {",
@@ -463,6 +486,7 @@ yk_status yk_plan_write(const yk_plan *plan, char **out, size_t *n_bytes, yk_err
         const yk_plan_layer *y = &plan->layers[l];
         yk_text_put(&t, "%s\n  {\"attn_home\": \"%s\"", l ? "," : "", yk_plan_home_name(plan, y->attn_home));
         put_chunks(&t, ", ", "attn_chunks", y->attn_chunk);
+        put_ahead(&t, y->ahead);
         yk_text_put(&t, ", ");
         put_assign(&t, &y->assign);
         yk_text_put(&t, "\"slices\": [");

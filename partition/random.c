@@ -65,6 +65,18 @@ static void random_attn_chunks(yk_plan *plan, uint64_t seed, const yk_shape *sha
     }
 }
 
+/* Copies of experts ahead of the router, in about half of the plans; numbers of their own, too. */
+static void random_ahead(yk_plan *plan, uint64_t seed, const yk_shape *shape)
+{
+    rng r = {seed ^ 0x6168656164u};
+    const bool all = below(&r, 3) == 0;
+    if (!plan->n_devices || below(&r, 2))
+        return;
+    for (uint32_t l = 0; l < plan->n_layers; l++)
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            plan->layers[l].ahead[b] = (below(&r, 2) || all) && shape->layers[l].part[YK_PART_EXP].n;
+}
+
 static bool over(const yk_plan *plan, const yk_shape *shape, const yk_plan_limits *limits)
 {
     uint64_t m[1 + YK_MAX_DEVICES][YK_MEM_N_CLASSES];
@@ -141,6 +153,7 @@ yk_status yk_plan_random(yk_plan *out, uint64_t seed, const yk_shape *shape, con
         return st;
     }
     random_attn_chunks(out, seed, shape);
+    random_ahead(out, seed, shape);
     fit(out, &r, shape, limits);
     out->context = limits->context;
     out->max_seqs = limits->max_seqs;

@@ -207,6 +207,12 @@ static void count_tokens(sim *s, uint32_t layer)
             s->count[yk_routing_at(r, s->token + t, layer)[i]]++;
 }
 
+/* Copies that begin before the router has chosen; a cache that moves experts has no use for them. */
+static uint32_t n_ahead(const sim *s, uint32_t layer)
+{
+    return !moving(s) && yk_plan_ahead(&s->plan->layers[layer], s->step->prefill, s->step->n) ? s->slots : 0;
+}
+
 static ffn sum_ffn(sim *s, uint32_t layer)
 {
     const yk_plan_layer *y = &s->plan->layers[layer];
@@ -216,8 +222,10 @@ static ffn sum_ffn(sim *s, uint32_t layer)
         const yk_shape_part *part = &s->shape->layers[layer].part[sl->group];
         uint32_t tokens;
         const yk_kind kind = decide(s, layer, sl, &tokens);
-        if (!tokens)
+        if (!tokens) {
+            f.n_cg += kind == YK_KIND_CG && n_ahead(s, layer); /* copied for nothing */
             continue;
+        }
         if (sl->group == YK_PART_EXP && sl->unit0 == 0)
             *(kind == YK_KIND_GG ? &s->hits : &s->misses) += tokens;
         yk_load load = {0};
@@ -233,17 +241,21 @@ static ffn sum_ffn(sim *s, uint32_t layer)
     return f;
 }
 
-/* Copies and their products. known: the task behind which it is clear which experts are needed; rows: the device has the rows. */
+/* Copies and their products; those ahead begin with the layer, whether their expert has been chosen or not. known: the task
+ * behind which it is clear which experts are needed; rows: the device has the rows. */
 static uint32_t add_copies(sim *s, uint32_t layer, uint32_t known, uint32_t rows, uint32_t last)
 {
     const yk_plan_layer *y = &s->plan->layers[layer];
+    uint32_t ahead = n_ahead(s, layer);
     for (uint32_t i = 0, end; i < y->n_slices; i = end) {
         const yk_slice *sl = &y->slices[i];
         const yk_shape_part *part = &s->shape->layers[layer].part[sl->group];
         uint32_t tokens;
         end = i + 1;
-        if (decide(s, layer, sl, &tokens) != YK_KIND_CG || !tokens)
+        const bool copied = decide(s, layer, sl, &tokens) == YK_KIND_CG, now = ahead > 0;
+        if (!copied || (!tokens && !now))
             continue;
+        ahead -= now;
         yk_load load = {0};
         double bytes = 0;
         /* Neighbours of one instance are one copy into one slot, wherever other buckets cut them. */
@@ -256,9 +268,13 @@ static uint32_t add_copies(sim *s, uint32_t layer, uint32_t known, uint32_t rows
             add_part(s, &load, part, YK_KIND_CG, next->unit0, next->units, tokens);
         }
         const bool early = sl->group != YK_PART_EXP || s->step->prefill;
-        const uint32_t slot = s->n_copies++ % s->slots;
-        const uint32_t copy = add_copy(s, YK_EV_UP, bytes, 1,
-                                       (const uint32_t[3]){s->user[slot], early ? s->here[0] : known, early ? s->here[1] : 0});
+        const uint32_t slot = s->n_copies++ % s->slots, *from = now ? s->x : s->here;
+        const uint32_t copy =
+            add_copy(s, YK_EV_UP, bytes, 1,
+                     (const uint32_t[3]){s->user[slot], now || early ? from[0] : known, now || early ? from[1] : 0});
+        s->user[slot] = copy;
+        if (!tokens)
+            continue;
         last = s->user[slot] = add(s, YK_EV_GPU, load.cg_s, load.cg_s > 0 ? bytes / load.cg_s : 0, copy, rows, last);
     }
     return last;

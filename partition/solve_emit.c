@@ -232,6 +232,8 @@ static yk_status emit_layers(yk_solver *s, yk_plan *plan, const yk_option *choic
         y->attn_home = choice[l].attn == YK_ATTN_DEVICE ? 0 : YK_HOST;
         for (int c = 0; c < YK_N_CHUNKS; c++)
             y->attn_chunk[c] = k.at[c] == YK_ATTN_COPIED ? 1 + YK_KIND_CG : 0;
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            y->ahead[b] = k.copied[b].ahead;
         y->assign = k.assign;
         YK_TRY(emit_main(s, plan, l, &k, err));
         if (!shared->n)

@@ -44,6 +44,7 @@ typedef struct yk_price {
 typedef struct yk_copied {
     uint32_t n;
     bool shared;
+    bool ahead; /* of decode: the first experts before the router's choice (plan.h) */
 } yk_copied;
 
 /* Layers that are alike, and of which the same is asked, share their options. */

@@ -8,6 +8,8 @@
 
 /* Up to so many ways of copying are tried one by one; among more the time falls, then rises. */
 enum { TRY_ALL = 16 };
+/* Of a layer's time; copies for nothing are not worth less. */
+#define AHEAD_GAIN 0.005
 
 /* ---- price of a kind of layer ---- */
 
@@ -91,6 +93,7 @@ double yk_price_layer(const yk_price *p, const yk_option *o, yk_copied c)
     if (p->spread) {
         yk_experts e = p->chosen;
         memcpy(e.n, n, sizeof n);
+        e.ahead = c.ahead;
         return yk_cost_spread(p->cost, &p->step, &p->attn[o->attn], &load, &e, NULL);
     }
     if (o->resident) {
@@ -128,52 +131,63 @@ static uint32_t most_copied(const yk_solver *s, const yk_class *k, uint32_t left
 }
 
 /* The first copy also costs latency, so "none" is compared as well. */
-static uint32_t best_number(const yk_price *p, const yk_option *o, uint32_t most, bool shared, double *seconds)
+static void try_number(const yk_price *p, const yk_option *o, yk_copied c, yk_copied *best, double *seconds)
 {
-    uint32_t best = 0;
-    *seconds = yk_price_layer(p, o, (yk_copied){0, shared});
-    if (most <= TRY_ALL) {
-        for (uint32_t n = 1; n <= most; n++) {
-            const double t = yk_price_layer(p, o, (yk_copied){n, shared});
-            if (t < *seconds) {
-                *seconds = t;
-                best = n;
-            }
-        }
-        return best;
+    const double t = yk_price_layer(p, o, c);
+    if (t < *seconds) {
+        *seconds = t;
+        *best = c;
     }
+}
+
+/* *best is replaced when one of these is better: n from 1, `how` for the rest. */
+static void best_number(const yk_price *p, const yk_option *o, uint32_t most, yk_copied how, yk_copied *best, double *seconds)
+{
+    yk_copied a = how, b = how;
     uint32_t low = 1, high = most;
+    for (a.n = 1; a.n <= most && most <= TRY_ALL; a.n++)
+        try_number(p, o, a, best, seconds);
+    if (most <= TRY_ALL)
+        return;
     while (low < high) {
-        const uint32_t mid = low + (high - low) / 2;
-        if (yk_price_layer(p, o, (yk_copied){mid + 1, shared}) < yk_price_layer(p, o, (yk_copied){mid, shared}))
-            low = mid + 1;
+        a.n = low + (high - low) / 2;
+        b.n = a.n + 1;
+        if (yk_price_layer(p, o, b) < yk_price_layer(p, o, a))
+            low = b.n;
         else
-            high = mid;
+            high = a.n;
     }
-    const uint32_t ends[2] = {low, most};
-    for (int i = 0; i < 2; i++) {
-        const double t = yk_price_layer(p, o, (yk_copied){ends[i], shared});
-        if (t < *seconds) {
-            *seconds = t;
-            best = ends[i];
-        }
+    a.n = low;
+    b.n = most;
+    try_number(p, o, a, best, seconds);
+    try_number(p, o, b, best, seconds);
+}
+
+/* Copies that begin before the router has chosen are tried when at least every second one is of use; what they take of the
+ * link for nothing has to pay. A device on the same memory gains nothing by them: it would be slowed, too. */
+static void best_copied(const yk_price *p, const yk_option *o, uint32_t most, bool shared, yk_copied *best, double *seconds)
+{
+    yk_copied c = {.n = 0};
+    try_number(p, o, (yk_copied){.shared = shared}, best, seconds);
+    best_number(p, o, most, (yk_copied){.shared = shared}, best, seconds);
+    double t = *seconds * (1 - AHEAD_GAIN);
+    if (p->spread && !p->exact && p->active >= 0.5 && !(p->cost->same_memory_rate > 0))
+        best_number(p, o, most, (yk_copied){.shared = shared, .ahead = true}, &c, &t);
+    if (c.n) {
+        *best = c;
+        *seconds = t;
     }
-    return best;
 }
 
 yk_copied yk_price_copied(const yk_solver *s, const yk_class *k, const yk_price *p, const yk_option *o, double *seconds)
 {
     const uint32_t most = most_copied(s, k, k->n - o->resident);
     const yk_shape_part *sh = &s->shape->layers[k->layer].part[YK_PART_SHEXP];
-    yk_copied c = {best_number(p, o, most, false, seconds), false};
-    if (sh->n && !o->shared && !sh->host_only && s->slot.bytes && k->shared_bytes <= s->slot.bytes) {
-        double t;
-        const uint32_t n = best_number(p, o, most, true, &t);
-        if (t < *seconds) {
-            c = (yk_copied){n, true};
-            *seconds = t;
-        }
-    }
+    yk_copied c = {0};
+    *seconds = INFINITY;
+    best_copied(p, o, most, false, &c, seconds);
+    if (sh->n && !o->shared && !sh->host_only && s->slot.bytes && k->shared_bytes <= s->slot.bytes)
+        best_copied(p, o, most, true, &c, seconds);
     return c;
 }
 

@@ -55,6 +55,9 @@ static void put_layer(yk_text *t, const yk_plan *plan, uint32_t layer)
         copied = copied || y->attn_chunk[c];
     for (int c = 0; copied && c < YK_N_CHUNKS; c++)
         yk_text_put(t, "%s%c", c ? "" : " ", y->attn_chunk[c] ? '>' : 'c');
+    for (int b = 0; b < YK_B_PREFILL; b++)
+        if (y->ahead[b])
+            yk_text_put(t, " ahead %s", yk_bucket_name((yk_bucket)b));
     for (uint32_t i = 0, end; i < y->n_slices; i = end) {
         const yk_slice *s = &y->slices[i];
         char kinds[YK_N_BUCKETS + YK_N_CHUNKS + 2];

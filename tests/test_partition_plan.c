@@ -237,6 +237,68 @@ static void check_cg_needs_device(void **state)
     yk_shape_close(&s);
 }
 
+/* Experts copied ahead of the router: in the file, in the id, in the price, and what a user could have spoiled. */
+static void check_ahead(void **state)
+{
+    (void)state;
+    yk_shape s;
+    yk_plan p, q;
+    yk_error err = {0};
+    char *a = NULL, *b = NULL;
+    size_t n;
+    yk_plan_limits l = {.context = 500, .max_seqs = 1, .batch = 64, .kv_elem_bytes = 2, .n_devices = 1};
+    strcpy(l.devices[0].name, "opencl:0");
+    l.devices[0].budget_bytes = 16u << 20;
+    yk_pt_shape(&s, "yoke-tiny-mixtral", NULL);
+    char *text = yk_pt_file("tests/data/plans/tiny-mixtral-three-kinds.json", &n);
+    char *with = malloc(n + 128);
+    assert_non_null(with);
+    const char key[] = "\"attn_home\": \"opencl:0\"", *at = strstr(text, key) + sizeof key - 1;
+    sprintf(with, "%.*s, \"ahead\": {\"2-4\": false, \"5-8\": true, \"17-32\": true}%s", (int)(at - text), text, at);
+    if (yk_plan_read(&p, with, strlen(with), &err) != YK_OK)
+        fail_msg("%s", err.text);
+    must_check(&p, &s, &l, 0);
+    for (uint32_t tokens = 1; tokens < 100; tokens++) {
+        assert_true(yk_plan_ahead(&p.layers[0], false, tokens) ==
+                    ((tokens > 4 && tokens <= 8) || (tokens > 16 && tokens <= 32)));
+        assert_false(yk_plan_ahead(&p.layers[0], true, tokens) || yk_plan_ahead(&p.layers[1], false, tokens));
+    }
+    copy_plan(&q, &p);
+    if (yk_plan_write(&p, &a, NULL, &err) != YK_OK || yk_plan_write(&q, &b, NULL, &err) != YK_OK)
+        fail_msg("%s", err.text);
+    assert_string_equal(a, b);
+    assert_non_null(strstr(a, "\"attn_home\": \"opencl:0\", \"ahead\": {\"5-8\": true, \"17-32\": true}, "));
+    assert_string_equal(p.plan_id, q.plan_id);
+    memset(q.layers[0].ahead, 0, sizeof q.layers[0].ahead);
+    yk_plan_set_id(&q);
+    assert_string_not_equal(p.plan_id, q.plan_id);
+    yk_plan_clear(&q);
+    yk_plan_clear(&p);
+    memcpy(strstr(with, "true,"), "1234,", 5);
+    assert_int_equal(yk_plan_read(&p, with, strlen(with), &err), YK_ERR_INPUT);
+    assert_non_null(strstr(err.text, "plan.layers[0].ahead.5-8"));
+    /* No device to copy to; no experts. */
+    const yk_plan_limits none = {.context = 512, .max_seqs = 1, .batch = 64, .kv_elem_bytes = 2};
+    assert_int_equal(yk_plan_random(&p, 1, &s, &none, &err), YK_OK);
+    p.layers[0].ahead[YK_B_4] = true;
+    assert_int_equal(yk_plan_check(&p, &s, &none, &err), YK_ERR_INPUT);
+    assert_non_null(strstr(err.text, "plan.layers[0].ahead.2-4: copying needs a device"));
+    yk_plan_clear(&p);
+    yk_shape_close(&s);
+    yk_pt_shape(&s, "llama2-13b", NULL);
+    l.devices[0].budget_bytes = 8ull << 30;
+    assert_int_equal(yk_plan_random(&p, 1, &s, &l, &err), YK_OK);
+    p.layers[3].ahead[YK_B_4] = true;
+    assert_int_equal(yk_plan_check(&p, &s, &l, &err), YK_ERR_INPUT);
+    assert_non_null(strstr(err.text, "plan.layers[3].ahead.2-4: this layer has no routed experts"));
+    yk_plan_clear(&p);
+    yk_free(a);
+    yk_free(b);
+    yk_free(text);
+    free(with);
+    yk_shape_close(&s);
+}
+
 /* Attention copied in prefill: in the file, in the id, in the memory, and what a user could have spoiled. */
 static void check_attn_chunks(void **state)
 {
@@ -804,13 +866,21 @@ static void check_host_only(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(check_host_only),         cmocka_unit_test(check_written_by_hand),
-        cmocka_unit_test(check_bad_texts),         cmocka_unit_test(check_corruptions),
-        cmocka_unit_test(check_cg_needs_device),   cmocka_unit_test(check_random_plans),
-        cmocka_unit_test(check_solver_properties), cmocka_unit_test(check_against_brute_force),
-        cmocka_unit_test(check_choice_of_device),  cmocka_unit_test(check_rehearsal),
-        cmocka_unit_test(check_example_by_hand),   cmocka_unit_test(check_explanation),
-        cmocka_unit_test(check_attn_chunks),       cmocka_unit_test(check_cpu_by_hand),
+        cmocka_unit_test(check_host_only),
+        cmocka_unit_test(check_written_by_hand),
+        cmocka_unit_test(check_bad_texts),
+        cmocka_unit_test(check_corruptions),
+        cmocka_unit_test(check_cg_needs_device),
+        cmocka_unit_test(check_random_plans),
+        cmocka_unit_test(check_solver_properties),
+        cmocka_unit_test(check_against_brute_force),
+        cmocka_unit_test(check_choice_of_device),
+        cmocka_unit_test(check_rehearsal),
+        cmocka_unit_test(check_example_by_hand),
+        cmocka_unit_test(check_explanation),
+        cmocka_unit_test(check_attn_chunks),
+        cmocka_unit_test(check_cpu_by_hand),
+        cmocka_unit_test(check_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

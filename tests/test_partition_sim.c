@@ -462,6 +462,75 @@ static void check_slots(void **state)
     yk_shape_close(&s);
 }
 
+/* Layers that copy experts ahead of the router in a step of n tokens; set: all of them from now on. */
+static uint32_t ahead_layers(yk_plan *p, uint32_t n, int set)
+{
+    uint32_t any = 0;
+    for (uint32_t l = 0; l < p->n_layers; l++) {
+        bool *ahead = &p->layers[l].ahead[yk_bucket_of(n)];
+        if (set >= 0)
+            *ahead = set;
+        any += *ahead;
+    }
+    return any;
+}
+
+/* Decode of 4 to 32 sequences with experts copied ahead of the router: formula against simulator, where the planner chose it and
+ * everywhere else; and where it chose it the simulator finds it faster, too. */
+static void check_copied_ahead(void **state)
+{
+    (void)state;
+    static const uint32_t tokens[] = {4, 8, 16, 32};
+    static double off[N_MACHINES * N_SHAPES * 8];
+    double gain = 0;
+    uint32_t n = 0, chosen = 0, slower = 0;
+    for (int k = 0; k < N_SHAPES; k++) {
+        yk_shape s;
+        yk_routing r;
+        yk_error err = {0};
+        yk_pt_shape(&s, shapes[k], NULL);
+        assert_int_equal(yk_alt_routing(&r, &s, &err), YK_OK);
+        for (int i = 0; i < N_MACHINES && s.n_experts; i++) {
+            yk_plan p;
+            yk_pt_machine(&machine, machines[i]);
+            if (machine.n_devices && machine.devices[0].shared_memory) /* the planner never chooses it there */
+                continue;
+            yk_plan_limits l = yk_pt_limits(&machine, 8ull << 30);
+            l.max_seqs = 32;
+            l.context = 512;
+            solve(&p, &s, &l);
+            for (int t = 0; t < 4 && p.n_devices; t++) {
+                const yk_step_kind step = {.n = tokens[t], .depth = 256, .kv_elem_bytes = 2};
+                const yk_sim_opts o = {.routing = &r, .steps = 12};
+                const bool wanted = ahead_layers(&p, step.n, -1) > 0;
+                yk_cost cost;
+                yk_cost_init(&cost, &machine, 0, &s);
+                const double as_is = simulate(&s, &p, &step, o).seconds, formula = yk_cost_plan(&cost, &p, &step, NULL);
+                ahead_layers(&p, step.n, wanted ? 0 : 1);
+                const double other = simulate(&s, &p, &step, o).seconds, formula_other = yk_cost_plan(&cost, &p, &step, NULL);
+                off[n] = fabs((wanted ? formula / as_is : formula_other / other) - 1);
+                if (off[n] > 0.05)
+                    printf("  %s, %s, decode of %u, ahead %d: formula %.4g ms, simulated %.4g ms\n", machine.host, s.name,
+                           step.n, wanted, 1e3 * (wanted ? formula : formula_other), 1e3 * (wanted ? as_is : other));
+                n++;
+                chosen += wanted;
+                slower += wanted && as_is > 1.005 * other;
+                gain = wanted ? fmax(gain, other / as_is - 1) : gain;
+            }
+            yk_plan_clear(&p);
+        }
+        yk_routing_close(&r);
+        yk_shape_close(&s);
+    }
+    qsort(off, n, sizeof *off, by_value);
+    printf("experts copied ahead of the router, modelled: %u cells, median %.1f %%, worst %.1f %%; chosen in %u, slower in %u, "
+           "up to %.1f %% "
+           "faster\n",
+           n, 100 * off[n / 2], 100 * off[n - 1], chosen, slower, 100 * gain);
+    assert_true(off[n / 2] <= 0.01 && off[n - 1] <= 0.05);
+    assert_true(chosen > 10 && slower == 0 && gain > 0.01);
+}
+
 /* Caches of 32 of 128 experts, every miss copied: without locality nobody wins but the one who knows what comes; with it the order
  * is static, by use, oracle. */
 static void check_caches(void **state)
@@ -694,7 +763,7 @@ int main(void)
         cmocka_unit_test(check_by_hand),      cmocka_unit_test(check_slots),
         cmocka_unit_test(check_caches),       cmocka_unit_test(check_cost_model),
         cmocka_unit_test(check_alternatives), cmocka_unit_test(check_pictures),
-        cmocka_unit_test(check_spread),
+        cmocka_unit_test(check_spread),       cmocka_unit_test(check_copied_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,6 +21,8 @@
  *
  * Everything is enqueued before the host starts its part, the next layer's attention included, so the device never waits for a
  * launch; attention that is copied and the slabs that a dense layer is certain to need are copied from the layer before it on.
+ * Experts are copied when the router has chosen them, or, in decode and where the plan says so (yk_plan_ahead), the first ones
+ * from the beginning of their layer.
  * A layer whose attention is on the CPU runs the pool's stages up to the FFN, sends the normalised rows up and gets the device's partial sums back.
  *
  * To the pool's stages the device looks like one more worker: its rows in the engine's buffers are those of worker `virtual`. */
@@ -41,6 +43,7 @@ enum yk_gpulane_event {
     YK_EV_Y_CPU,                               /* the CPU's sum is there */
     YK_EV_KV_UP,                               /* KV of a layer of the host is in the scratch */
     YK_EV_KV_FREE,                             /* that of its new positions is on the host: the scratch is free */
+    YK_EV_LAYER,                               /* the layer before is done */
     YK_EV_STEP,                                /* all of the step before is done: its lists may be overwritten */
     YK_EV_FILLED,                              /* + slot: staging slot holds its slab */
     YK_EV_FREE = YK_EV_FILLED + YK_LANE_SLOTS, /* + slot: its slab has been used */
@@ -154,6 +157,10 @@ void yk_lane_kv_collect(yk_gpulane *lane, const yk_step *step);
 bool yk_lane_kv_read(const yk_lane_kv *kv, uint32_t window);
 /* Compute a step whose job is built. */
 yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err);
+
+/* The job's stages before `end` with cpu_rate: those that decide what others do are computed, all others only take their
+ * time, which ends at absolute moments. */
+yk_status yk_lane_model_stages(yk_gpulane *lane, yk_step *step, uint32_t end, yk_error *err);
 
 /* Internal: failures of the device as statuses; a kernel by name. */
 yk_status yk_gpulane_check(const yk_gpulane *lane, yk_status st, const char *what, yk_error *err);

@@ -1,10 +1,8 @@
 /* One step on both lanes. */
-#include <errno.h>
 #include <math.h>
 #include <sched.h>
 
 #include "cpu/pack.h"
-#include "src/base/clock.h"
 #include "src/engine/lane.h"
 #include "src/engine/stages.h"
 
@@ -379,6 +377,7 @@ static yk_status rows_down(run *r, uint32_t layer)
 static yk_status take_slot(run *r, const yk_slab *slab, uint32_t layer, uint32_t *slot);
 static yk_status kv_down(run *r, uint32_t layer, uint32_t slot);
 static yk_status fill_ahead(run *r, uint32_t layer, bool attention);
+static yk_status fill_experts_ahead(run *r, uint32_t layer);
 
 /* Everything of a layer up to its FFN, for a layer whose attention is on the device, and what the host needs of it. */
 static yk_status enqueue_attention(run *r, uint32_t layer)
@@ -389,6 +388,7 @@ static yk_status enqueue_attention(run *r, uint32_t layer)
     const bool copied = !pl->attn_dev;
     yk_layer_place in_slot;
     uint32_t slot = 0;
+    YK_TRY(fill_experts_ahead(r, layer));
     if (copied) {
         YK_TRY(take_slot(r, &pl->attn_copy, layer, &slot));
         in_slot = yk_lane_attn_in(l, layer, slot);
@@ -543,14 +543,36 @@ static yk_status fill_ahead(run *r, uint32_t layer, bool attention)
     return YK_OK;
 }
 
-/* The slot that holds (or will hold) a slab; compute waits for it. */
+/* With the layer begin the copies of its first CG slabs, where the plan says so (yk_plan_ahead). What the device needs for the
+ * layer before must have been enqueued. */
+static yk_status fill_experts_ahead(run *r, uint32_t layer)
+{
+    yk_gpulane *l = r->l;
+    const yk_bucket b = r->step->bucket;
+    const yk_layer_place *pl = &r->e->places[layer];
+    if (!r->e->model->layers[layer].moe || b == YK_B_PREFILL || !pl->attn.ahead[b] || !pl->copied_part[b])
+        return YK_OK;
+    YK_TRY(after(r, l->compute, l->fill_up, YK_EV_LAYER));
+    GPU(l->t->stream_flush(l->compute), "a stream");
+    for (uint32_t p = 0; p < r->e->d.n_parts; p++)
+        for (uint32_t s = 0; s < pl->parts[p].n_slabs[b] && l->n_ahead < YK_LANE_SLOTS; s++)
+            if (pl->parts[p].slabs[b][s].host)
+                YK_TRY(fill_one_ahead(r, &pl->parts[p].slabs[b][s], layer));
+    return YK_OK;
+}
+
+/* The slot that holds (or will hold) a slab; compute waits for it. Slabs ahead that come before it in order have not been chosen:
+ * nothing reads their slots. */
 static yk_status take_slot(run *r, const yk_slab *slab, uint32_t layer, uint32_t *slot)
 {
     yk_gpulane *l = r->l;
-    if (l->n_ahead && l->ahead[0].slab == slab) {
-        *slot = l->ahead[0].slot;
-        l->n_ahead--;
-        memmove(l->ahead, l->ahead + 1, l->n_ahead * sizeof *l->ahead);
+    uint32_t i = 0;
+    while (i < l->n_ahead && l->ahead[i].slab != slab)
+        i++;
+    if (i < l->n_ahead) {
+        *slot = l->ahead[i++].slot;
+        l->n_ahead -= i;
+        memmove(l->ahead, l->ahead + i, l->n_ahead * sizeof *l->ahead);
     } else {
         YK_TRY(fill_slot(r, slab, layer, slot));
     }
@@ -682,6 +704,8 @@ static yk_status enqueue_ffn(run *r, uint32_t layer)
         for (uint32_t s = 0; pw.n && s < pp->n_slabs[b]; s++)
             YK_TRY(run_slab(r, &pw, &pp->slabs[b][s]));
     }
+    if (w->moe && b != YK_B_PREFILL && e->places[layer].attn.ahead[b])
+        l->n_ahead = 0; /* those not chosen */
     l->y_pending = true;
     return fill_ahead(r, layer + 1, true);
 }
@@ -747,42 +771,11 @@ static yk_status residual_down(run *r, uint32_t layer)
 
 /* ---- a layer ------------------------------------------------------------------------------------------------------------------------------ */
 
-static void sleep_until(uint64_t ns)
-{
-    const struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
-        ;
-}
-
-/* With cpu_rate: stages that decide what others do are computed, all others only take their time, which ends at absolute moments. */
-static yk_status model_stages(run *r, uint32_t end)
-{
-    yk_job *job = &r->step->job;
-    const uint32_t tail = r->e->model->hp.n_layers * YK_S_PER_LAYER;
-    uint64_t now = yk_now_ns();
-    for (uint32_t s = atomic_load(&job->front); s < end; s++) {
-        yk_stage *st = &job->stages[s];
-        const enum yk_stage_kind kind = s >= tail ? YK_S_HEAD_IN + (s - tail) : s % YK_S_PER_LAYER;
-        if (!st->max_slices || kind == YK_S_FFN_IN || kind == YK_S_ROUTE || kind == YK_S_GROUP)
-            continue;
-        YK_TRY(yk_pool_advance(r->e->pool, job, s, r->err));
-        st->max_slices = 0;
-        st->prepare = NULL;
-        const uint64_t ns = (uint64_t)((double)yk_stage_bytes(r->step, st->layer, kind) / r->l->cpu_rate * 1e9);
-        if (r->e->trace && ns)
-            yk_trace_stage(r->e, st, now, now + ns);
-        now += ns;
-        if (ns)
-            sleep_until(now);
-    }
-    return YK_OK;
-}
-
 static yk_status advance(run *r, uint32_t layer, uint32_t kind)
 {
     const uint32_t end = layer * YK_S_PER_LAYER + kind + 1;
     if (r->l->cpu_rate > 0)
-        YK_TRY(model_stages(r, end));
+        YK_TRY(yk_lane_model_stages(r->l, r->step, end, r->err));
     return yk_pool_advance(r->e->pool, &r->step->job, end, r->err);
 }
 
@@ -821,6 +814,7 @@ static yk_status layer_on_cpu(run *r, uint32_t layer)
     yk_engine *e = r->e;
     const yk_layer *w = &e->model->layers[layer];
     const yk_layer_place *pl = &e->places[layer];
+    YK_TRY(fill_experts_ahead(r, layer));
     YK_TRY(advance(r, layer, YK_S_GROUP));
     r->step->flow[layer] = pl->cpu_part[r->step->bucket] ? YK_FLOW_CPU : 0;
     if (pl->dev_part[r->step->bucket]) {
