@@ -369,7 +369,7 @@ static void scale_products(yk_rates *r, double factor)
             r->product[t][b] *= factor;
 }
 
-enum { FASTER_LINK = 1, N_BETTER = 6 };
+enum { N_BETTER = 6 };
 static const char *const better_names[N_BETTER] = {"more VRAM",           "a faster link",       "more memory bandwidth",
                                                    "a faster CPU kernel", "a faster GPU kernel", "more VRAM bandwidth"};
 
@@ -407,13 +407,22 @@ static bool copies_attention(const yk_plan *p)
     return any;
 }
 
+static bool copies_ahead(const yk_plan *p)
+{
+    bool any = false;
+    for (uint32_t l = 0; l < p->n_layers; l++)
+        for (int b = 0; b < YK_B_PREFILL; b++)
+            any = any || p->layers[l].ahead[b];
+    return any;
+}
+
 static void check_properties(void **state)
 {
     (void)state;
     const uint32_t cases = is_long ? 5000 : 500;
     uint64_t rng = 77;
-    double worst[N_BETTER] = {0}, by_link = 0;
-    uint32_t used = 0, copies = 0, attn = 0;
+    double worst[N_BETTER] = {0};
+    uint32_t used = 0, copies = 0, attn = 0, ahead = 0;
     for (uint64_t seed = 0; seed < cases; seed++) {
         yk_shape s;
         yk_machine m;
@@ -436,6 +445,7 @@ static void check_properties(void **state)
         used += p.n_devices > 0;
         copies += p.n_devices > 0 && p.memory[1][YK_MEM_STAGING] > 0;
         attn += copies_attention(&p);
+        ahead += copies_ahead(&p);
         const double t = yk_plan_request_s(&p, &m, &s, &l), f = yk_pt_uniform(&rng, 1.01, 3);
         for (int how = 0; how < N_BETTER; how++) {
             yk_machine m2 = m;
@@ -443,11 +453,7 @@ static void check_properties(void **state)
             yk_plan p2;
             make_better(&m2, &l2, how, f);
             solve(&p2, &m2, &s, &l2, seed);
-            /* A faster link takes more of a memory that was not measured beside it, so that a plan may be slower with it than
-             * without (docs/PLANNER.md): the one made for it must then hold against the same plan there. */
-            const double same = how == FASTER_LINK ? yk_plan_request_s(&p, &m2, &s, &l2) : t;
-            const double now = yk_plan_request_s(&p2, &m2, &s, &l2), loss = now / fmax(t, same) - 1;
-            by_link = fmax(by_link, now / t - 1);
+            const double loss = yk_plan_request_s(&p2, &m2, &s, &l2) / t - 1;
             worst[how] = fmax(worst[how], loss);
             if (loss > 0.01)
                 fail_msg("seed %llu: %s by %.2f makes a request %.2f %% slower", (unsigned long long)seed, better_names[how], f,
@@ -458,12 +464,12 @@ static void check_properties(void **state)
         yk_plan_clear(&again);
         yk_shape_close(&s);
     }
-    printf("%u cases, device used in %u, copies in %u, of attention in %u; at worst", cases, used, copies, attn);
+    printf("%u cases, device used in %u, copies in %u, of attention in %u, ahead of the router in %u; at worst", cases, used,
+           copies, attn, ahead);
     for (int how = 0; how < N_BETTER; how++)
         printf("%s %s %.2f %%", how ? "," : "", better_names[how], 100 * worst[how]);
-    printf(" slower; with a faster link and what that takes of the memory %.2f %%\n", 100 * by_link);
-    assert_true(by_link < 0.02);
-    assert_true(used > cases / 4 && copies > cases / 10 && attn > cases / 20);
+    printf(" slower\n");
+    assert_true(used > cases / 4 && copies > cases / 10 && attn > cases / 20 && ahead > cases / 50);
 }
 
 /* ---- against the bound, at real sizes ---- */
