@@ -2,9 +2,11 @@
  * much.
  *
  * Products are those of the engine: FFNs of whole cut units, packed and laid out as its slabs are, in slices and token tiles of its size, by its pool. */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cpu/pack.h"
 #include "cpu/slices.h"
@@ -14,11 +16,14 @@
 
 enum {
     MAX_SLICES = 16384,
-    MAX_BENCHES = 2 + 16, /* huge pages, small pages, nodes */
-    MAX_STAGES = 8,
-    UNIT = 256,                                /* intermediate units of a cut unit (src/model/cut.h) */
-    PART_UNITS = 8,                            /* cut units of an FFN; more of them are several FFNs, as experts are */
-    RESULTS = YK_TOKEN_TILE * 2 * YK_ROWS_MAX, /* floats of a slice's results */
+    MAX_BENCHES = 2 + 16,                       /* huge pages, small pages, nodes */
+    MAX_STAGES = 1 + 2 * YK_PROFILE_ROW_STAGES, /* the meeting, then what is measured */
+    MEET_NS = 200000,                           /* a worker waits so long for the others */
+    AWAY_NS = 20000,                            /* it may be away from its processor so long, */
+    AWAY_PART = 50,                             /* or this part of a pass */
+    UNIT = 256,                                 /* intermediate units of a cut unit (src/model/cut.h) */
+    PART_UNITS = 8,                             /* cut units of an FFN; more of them are several FFNs, as experts are */
+    RESULTS = YK_TOKEN_TILE * 2 * YK_ROWS_MAX,  /* floats of a slice's results */
     ROW_STAGES = YK_PROFILE_ROW_STAGES,
     KV_BLOCK = 16,
     MAX_DEPTH = 16384,
@@ -35,6 +40,13 @@ typedef struct scratch {
     const void *k[TABLES], *v[TABLES];
 } scratch;
 
+/* A worker when it leaves the meeting: its clock of processor time, and both clocks. Written by itself. */
+typedef struct leaving {
+    _Alignas(64) _Atomic(uint64_t) pass; /* the meeting it was in */
+    _Atomic(uint64_t) now_ns, cpu_ns;
+    _Atomic(clockid_t) clock;
+} leaving;
+
 struct yk_cpu_bench {
     const yk_ops *ops;
     yk_pool *pool;
@@ -42,22 +54,75 @@ struct yk_cpu_bench {
     float *x, *y, *z; /* [YK_PROFILE_TOKENS][YK_PROFILE_COLS] */
     yk_q8 q8;         /* of x */
     yk_q8 rows_q8;    /* what token stages round */
-    _Atomic(uint64_t) *owners, *claims;
+    _Atomic(uint64_t) *owners, *claims, *done_ns;
     uint64_t at; /* where in the weights the next pass begins */
     yk_read_bench *benches[MAX_BENCHES];
     uint8_t bench_of[YK_MAX_READS]; /* of a way to read */
     uint32_t threads_of[YK_MAX_READS];
     uint32_t n_benches;
+    uint32_t n_workers;
+    uint64_t passes;
+    _Atomic(uint32_t) arrived; /* of this pass's meeting */
+    leaving left[YK_MAX_WORKERS];
 };
 
-static yk_status run_stages(yk_cpu_bench *b, yk_stage *stages, uint32_t n, yk_pass *out, yk_error *err)
+/* ---- a pass: stages between which no worker sleeps, as within a step ------------------------------------------------------------------ */
+
+static uint64_t clock_ns(clockid_t clock)
 {
-    yk_job job = {.stages = stages, .n_stages = n, .owners = b->owners, .claims = b->claims};
-    for (uint32_t i = 0; i < n; i++)
-        stages[i].first_owner = i * MAX_SLICES;
-    out->begin_ns = yk_now_ns();
+    struct timespec t;
+    return clock_gettime(clock, &t) == 0 ? (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec : 0;
+}
+
+/* One slice for each worker, which waits a while for the others: so all are awake. */
+static void run_meet(const yk_stage *stage, uint32_t slice, yk_worker *worker)
+{
+    (void)slice;
+    yk_cpu_bench *b = stage->arg;
+    leaving *l = &b->left[worker->index];
+    clockid_t clock;
+    const uint64_t begin = yk_now_ns();
+    atomic_fetch_add(&b->arrived, 1);
+    while (atomic_load(&b->arrived) < b->n_workers && yk_now_ns() - begin < MEET_NS)
+        ;
+    if (pthread_getcpuclockid(pthread_self(), &clock) != 0)
+        return;
+    atomic_store(&l->clock, clock);
+    atomic_store(&l->now_ns, yk_now_ns());
+    atomic_store(&l->cpu_ns, clock_ns(clock));
+    atomic_store(&l->pass, b->passes);
+}
+
+/* Did all workers have their processors from the meeting until now? Asked at once after a pass, before they sleep. */
+static yk_company company_of(const yk_cpu_bench *b, uint64_t pass_ns)
+{
+    const uint64_t most = pass_ns / AWAY_PART > AWAY_NS ? pass_ns / AWAY_PART : AWAY_NS;
+    for (uint32_t i = 0; i < b->n_workers; i++) {
+        const leaving *l = &b->left[i];
+        if (atomic_load(&l->pass) != b->passes)
+            return YK_COMPANY_OTHERS;
+        const uint64_t cpu = clock_ns(atomic_load(&l->clock)) - atomic_load(&l->cpu_ns),
+                       all = yk_now_ns() - atomic_load(&l->now_ns);
+        if (all > cpu && all - cpu > most)
+            return YK_COMPANY_OTHERS;
+    }
+    return YK_COMPANY_NONE;
+}
+
+static yk_status run_stages(yk_cpu_bench *b, const yk_stage *stages, uint32_t n, yk_pass *out, yk_error *err)
+{
+    yk_stage all[MAX_STAGES] = {{.name = "meet", .run = run_meet, .arg = b, .max_slices = b->n_workers}};
+    yk_job job = {.stages = all, .n_stages = 1 + n, .owners = b->owners, .claims = b->claims, .done_ns = b->done_ns};
+    for (uint32_t i = 0; i < n; i++) {
+        all[1 + i] = stages[i];
+        all[1 + i].first_owner = (1 + i) * MAX_SLICES;
+    }
+    b->passes++;
+    atomic_store(&b->arrived, 0);
     const yk_status st = yk_pool_run(b->pool, &job, err);
-    out->end_ns = yk_now_ns();
+    out->begin_ns = atomic_load(&b->done_ns[0]);
+    out->end_ns = atomic_load(&b->done_ns[n]);
+    out->company = company_of(b, out->end_ns - out->begin_ns);
     yk_pool_wait_job(b->pool, &job);
     return st;
 }
@@ -171,18 +236,29 @@ static void size_product(const yk_cpu_bench *b, product *p, uint64_t bytes, uint
     p->rows_slice = yk_rows_per_slice(down_row, step_tokens, YK_ROWS_MULTIPLE);
 }
 
+/* The next weights, which no cache has any more. */
+static void take_weights(yk_cpu_bench *b, product *p)
+{
+    const uint64_t all = p->n_units * p->unit_bytes;
+    if (b->at + all > b->weights.size)
+        b->at = 0;
+    p->w = b->weights.base + b->at;
+    b->at += (all + 63) / 64 * 64;
+}
+
+static yk_stage gate_up_stage(product *p)
+{
+    return (yk_stage){.name = "gate_up", .run = run_gate_up, .arg = p, .max_slices = p->n_units * (UNIT / p->units_slice)};
+}
+
 static yk_status cpu_product(void *self, const yk_profile_work *work, uint64_t bytes, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
     product p = {.b = b, .type = work->type, .n_tokens = work->n_tokens};
     size_product(b, &p, bytes, work->step_tokens);
-    const uint64_t all = p.n_units * p.unit_bytes;
-    if (b->at + all > b->weights.size)
-        b->at = 0;
-    p.w = b->weights.base + b->at;
-    b->at += (all + 63) / 64 * 64;
+    take_weights(b, &p);
     out->x = (double)(p.n_units * (work->down ? p.unit_bytes - p.down_at : p.down_at));
-    yk_stage stage = {.name = "gate_up", .run = run_gate_up, .arg = &p, .max_slices = p.n_units * (UNIT / p.units_slice)};
+    yk_stage stage = gate_up_stage(&p);
     if (work->down)
         stage = (yk_stage){.name = "down", .run = run_down, .arg = &p, .max_slices = yk_ceil_div(p.cols, p.rows_slice)};
     return run_stages(b, &stage, 1, out, err);
@@ -213,14 +289,35 @@ static void run_rows(const yk_stage *stage, uint32_t slice, yk_worker *worker)
     }
 }
 
+/* One token: each stage behind a product that has filled the caches with weights, as in a step; only the stages' own time. */
+static yk_status stages_of_a_token(yk_cpu_bench *b, rows *r, yk_pass *out, yk_error *err)
+{
+    product p[ROW_STAGES];
+    yk_stage stages[2 * ROW_STAGES];
+    for (int i = 0; i < ROW_STAGES; i++) {
+        p[i] = (product){.b = b, .type = YK_TYPE_Q8_0, .n_tokens = 1};
+        size_product(b, &p[i], unit_bytes(YK_TYPE_Q8_0, YK_PROFILE_COLS), 1);
+        take_weights(b, &p[i]);
+        stages[2 * i] = gate_up_stage(&p[i]);
+        stages[2 * i + 1] = (yk_stage){.name = "rows", .run = run_rows, .arg = r, .max_slices = 1};
+    }
+    YK_TRY(run_stages(b, stages, 2 * ROW_STAGES, out, err));
+    out->end_ns = out->begin_ns;
+    for (int i = 0; i < ROW_STAGES; i++)
+        out->end_ns += atomic_load(&b->done_ns[2 + 2 * i]) - atomic_load(&b->done_ns[1 + 2 * i]);
+    return YK_OK;
+}
+
 static yk_status cpu_rows(void *self, uint32_t n_tokens, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
     rows r = {b, n_tokens};
     yk_stage stages[ROW_STAGES];
+    out->x = (double)ROW_STAGES * n_tokens * YK_PROFILE_COLS * sizeof *b->x;
+    if (n_tokens == 1 && cpu_has(b, YK_TYPE_Q8_0))
+        return stages_of_a_token(b, &r, out, err);
     for (int i = 0; i < ROW_STAGES; i++)
         stages[i] = (yk_stage){.name = "rows", .run = run_rows, .arg = &r, .max_slices = yk_ceil_div(n_tokens, 16)};
-    out->x = (double)ROW_STAGES * n_tokens * YK_PROFILE_COLS * sizeof *b->x;
     return run_stages(b, stages, ROW_STAGES, out, err);
 }
 
@@ -474,6 +571,7 @@ void yk_cpu_bench_close(yk_cpu_bench **bench)
     close_q8(&b->rows_q8);
     yk_free((void *)b->owners);
     yk_free((void *)b->claims);
+    yk_free((void *)b->done_ns);
     yk_free(b);
 }
 
@@ -486,7 +584,8 @@ static yk_status open_activations(yk_cpu_bench *b, yk_error *err)
     b->z = yk_alloc(YK_MEM_RUNTIME, n, sizeof *b->z);
     b->owners = yk_alloc(YK_MEM_RUNTIME, MAX_STAGES * MAX_SLICES, sizeof *b->owners);
     b->claims = yk_alloc(YK_MEM_RUNTIME, MAX_STAGES, sizeof *b->claims);
-    if (!q8 || !b->x || !b->y || !b->z || !b->owners || !b->claims)
+    b->done_ns = yk_alloc(YK_MEM_RUNTIME, MAX_STAGES, sizeof *b->done_ns);
+    if (!q8 || !b->x || !b->y || !b->z || !b->owners || !b->claims || !b->done_ns)
         return yk_fail_memory(err, n * 15 + MAX_STAGES * MAX_SLICES * sizeof *b->owners, "measuring the CPU");
     for (size_t i = 0; i < n; i++)
         b->x[i] = b->y[i] = (float)((int)(i * 2654435761u >> 16 & 0xff) - 128) / 128;
@@ -520,6 +619,7 @@ yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_p
     if (st == YK_OK)
         st = yk_pool_open(&b->pool, &po, err);
     if (st == YK_OK) {
+        b->n_workers = yk_pool_size(b->pool);
         yk_stage fill = {.name = "fill",
                          .run = run_fill,
                          .arg = b,

@@ -5,8 +5,14 @@
 #include <string.h>
 
 #define SHARED 1.5
+#define STALL  3
 
 void yk_samples_add(yk_samples *s, double x, double ns, uint32_t round)
+{
+    yk_samples_add_pass(s, x, ns, round, YK_COMPANY_UNKNOWN);
+}
+
+void yk_samples_add_pass(yk_samples *s, double x, double ns, uint32_t round, yk_company company)
 {
     if (s->n == YK_FIT_SAMPLES) {
         uint32_t first = 0, count[2] = {0, 0};
@@ -19,6 +25,7 @@ void yk_samples_add(yk_samples *s, double x, double ns, uint32_t round)
     }
     s->v[s->n].x = x;
     s->v[s->n].ns = ns > 1 ? ns : 1;
+    s->v[s->n].company = company;
     s->v[s->n++].round = round;
 }
 
@@ -58,9 +65,10 @@ double yk_slowdown(double ns, double alone_ns, double busy_ns)
 }
 
 typedef struct group {
-    double x, median, deviation, longest; /* of the times that count */
-    double spread;                        /* of all */
+    double x, median, shortest, longest; /* of the times that count */
+    double spread;                       /* of all */
     uint32_t n;
+    bool alone; /* only times of YK_COMPANY_NONE count */
 } group;
 
 /* 1.48 median absolute deviations of n sorted times; the same as a standard deviation when they are normally distributed. */
@@ -72,6 +80,32 @@ static double deviation_of(const double *sorted, uint32_t n)
         d[i] = fabs(sorted[i] - median);
     qsort(d, n, sizeof *d, by_value);
     return 1.4826 * quantile(d, n, 0.5);
+}
+
+/* The times that count of size x, of which t are all, sorted. */
+static group group_of(const yk_samples *s, double x, const double *t, uint32_t n)
+{
+    group g = {.x = x, .n = n, .spread = deviation_of(t, n) / quantile(t, n, 0.5)};
+    double alone[YK_FIT_SAMPLES];
+    uint32_t n_alone = 0;
+    for (uint32_t i = 0; i < s->n; i++)
+        if (s->v[i].x == x && s->v[i].company == YK_COMPANY_NONE)
+            alone[n_alone++] = s->v[i].ns;
+    if (n_alone >= YK_FIT_LEAST) {
+        qsort(alone, n_alone, sizeof *alone, by_value);
+        g.alone = true;
+        g.longest = STALL * quantile(alone, n_alone, 0.1);
+        g.median = quantile(alone, n_alone, 0.5);
+        return g;
+    }
+    uint32_t own = n; /* the others shared their processor with something else */
+    while (own > 1 && t[own - 1] > SHARED * quantile(t, n, 0.1))
+        own--;
+    g.median = quantile(t, own, 0.5);
+    const double far = 3 * fmax(deviation_of(t, own), 0.002 * g.median);
+    g.shortest = g.median - far;
+    g.longest = fmin(g.median + far, SHARED * quantile(t, n, 0.1));
+    return g;
 }
 
 /* Sizes that occur, the largest last. */
@@ -86,13 +120,7 @@ static uint32_t group_sizes(const yk_samples *s, group g[YK_FIT_SIZES])
         if (k < n || n == YK_FIT_SIZES)
             continue;
         const uint32_t m = times_of(s, s->v[i].x, UINT32_MAX, t);
-        uint32_t own = m; /* the others shared their processor with something else */
-        while (own > 1 && t[own - 1] > SHARED * quantile(t, m, 0.1))
-            own--;
-        g[n] = (group){.x = s->v[i].x, .median = quantile(t, own, 0.5), .deviation = deviation_of(t, own), .n = m};
-        g[n].longest = g[n].median + 3 * fmax(g[n].deviation, 0.002 * g[n].median);
-        g[n].longest = fmin(g[n].longest, SHARED * quantile(t, m, 0.1));
-        g[n].spread = deviation_of(t, m) / quantile(t, m, 0.5);
+        g[n] = group_of(s, s->v[i].x, t, m);
         largest = g[n].x > g[largest].x ? n : largest;
         n++;
     }
@@ -115,7 +143,8 @@ static bool keep(const yk_samples *s, uint32_t i, const group *g, uint32_t n_gro
     for (uint32_t k = 0; k < n_groups; k++)
         if (g[k].x == s->v[i].x) {
             *weight = 1 / (g[k].median * g[k].median);
-            return s->v[i].ns <= g[k].longest && s->v[i].ns >= g[k].median - 3 * fmax(g[k].deviation, 0.002 * g[k].median);
+            return s->v[i].ns <= g[k].longest && s->v[i].ns >= g[k].shortest &&
+                   (!g[k].alone || s->v[i].company == YK_COMPANY_NONE);
         }
     return false;
 }

@@ -96,9 +96,9 @@ static yk_status visit(const yk_profile_run *r, yk_item *it, double budget_ns, u
     for (uint32_t cycle = 0;; cycle++) {
         YK_TRY(yk_profile_tell(r, err));
         for (uint32_t i = 0; i < it->n_x; i++) {
-            yk_pass p;
+            yk_pass p = {.company = YK_COMPANY_UNKNOWN};
             YK_TRY(it->pass(it, it->x[i], &p, err));
-            yk_samples_add(&it->s, p.x, (double)(p.end_ns - p.begin_ns), round);
+            yk_samples_add_pass(&it->s, p.x, (double)(p.end_ns - p.begin_ns), round, p.company);
         }
         yk_fit_line(&it->s, it->proportional, &it->line);
         if ((cycle + 1 >= YK_FIT_LEAST && it->line.settled) || (double)(yk_now_ns() - begin) >= budget_ns)

@@ -15,6 +15,7 @@
 typedef struct yk_pass {
     uint64_t begin_ns, end_ns;
     double x;
+    yk_company company;
 } yk_pass;
 
 /* A product of a weight type with n of a step's tokens; `down`: the columns of tiles that down is made of, else rows. */

@@ -316,6 +316,21 @@ static void test_fit(void **state)
     }
     yk_fit_line(&s, false, &l);
     assert_true(l.ns == 0 && l.per_s > 1e13 * 0.9 / 1e3 && l.per_s < 2.1e13 && !l.settled);
+    s = (yk_samples){
+        0}; /* known to be undisturbed: slow times count as often as they come, stalls do not; nor do disturbed ones, however fast */
+    for (int i = 0; i < 60; i++) {
+        yk_samples_add_pass(&s, 1e6, i % 3 ? 1e5 : 1.7e5, i % 2, YK_COMPANY_NONE);
+        yk_samples_add_pass(&s, 1e6, 1.1e5, i % 2, YK_COMPANY_OTHERS);
+    }
+    yk_samples_add_pass(&s, 1e6, 4e5, 1, YK_COMPANY_NONE);
+    yk_fit_line(&s, true, &l);
+    near("a bimodal rate", l.per_s, 1e15 / ((2 * 1e5 + 1.7e5) / 3));
+    assert_int_equal(l.kept, 60);
+    s = (yk_samples){0}; /* too few of them: the others count too, as if nothing were known */
+    for (int i = 0; i < 20; i++)
+        yk_samples_add_pass(&s, 1e6, i % 4 ? 1e5 : 1.7e5, i % 2, i < YK_FIT_LEAST - 1 ? YK_COMPANY_NONE : YK_COMPANY_OTHERS);
+    yk_fit_line(&s, true, &l);
+    near("a disturbed rate", l.per_s, 1e10);
     s = (yk_samples){0};
     yk_fit_line(&s, false, &l);
     assert_true(l.n == 0 && !l.settled && l.per_s == 0);
