@@ -45,7 +45,8 @@ typedef struct step {
     uint32_t n_cols, col;
     const group *a;
     float *const *y;
-    bool fetch;
+    bool fetch;        /* what comes NEAR and FAR behind each tile is fetched meanwhile */
+    int64_t near, far; /* without `fetch`: what comes so far from each tile, into L1 and L2; near 0: nothing is */
 } step;
 typedef void (*step_fn)(const step *s);
 
@@ -62,13 +63,21 @@ INLINE __m512i four(const int8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* Lines [at, end) of what comes NEAR and FAR behind p. Addresses past the weights are harmless. */
-INLINE void prefetch(const uint8_t *p, uint32_t at, uint32_t end, bool far)
+/* Lines [at, end) of what the step fetches beside tile p. Addresses past the weights are harmless. */
+INLINE void prefetch(const step *s, const uint8_t *p, uint32_t at, uint32_t end, bool far)
 {
-    for (uint32_t l = at & ~63u; l < (end & ~63u); l += 64) {
-        _mm_prefetch((const char *)p + NEAR + l, _MM_HINT_T0);
-        if (far)
-            _mm_prefetch((const char *)p + FAR + l, _MM_HINT_T1);
+    const char *near_at = (const char *)p + s->near, *far_at = (const char *)p + s->far;
+    if (s->fetch) {
+        for (uint32_t l = at & ~63u; l < (end & ~63u); l += 64) {
+            _mm_prefetch((const char *)p + NEAR + l, _MM_HINT_T0);
+            if (far)
+                _mm_prefetch((const char *)p + FAR + l, _MM_HINT_T1);
+        }
+    } else if (s->near) {
+        for (uint32_t l = at & ~63u; l < (end & ~63u); l += 64) {
+            _mm_prefetch(near_at + l, _MM_HINT_T0);
+            _mm_prefetch(far_at + l, _MM_HINT_T1);
+        }
     }
 }
 
@@ -239,10 +248,9 @@ INLINE void step_low(const form *f, const step *s)
         for (int t = 0; t < n; t++)
             acc[p][t] = super ? _mm512_setzero_ps() : _mm512_load_ps(s->y[p] + YK_TILE_ROWS * (a->at + (uint32_t)t));
     for (uint32_t b = 0; b < blocks; b++) {
-        if (s->fetch)
 #pragma GCC unroll 2
-            for (int p = 0; p < panels; p++)
-                prefetch(w[p], b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
+        for (int p = 0; p < panels; p++)
+            prefetch(s, w[p], b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; part++) {
             __m512i sum[2][GROUP];
@@ -323,10 +331,9 @@ INLINE void step_two(const form *f, const step *s)
             acc[p][t] = m[p][t] = _mm512_setzero_ps();
     for (uint32_t b = 0; b < 8; b++) {
         __m512i all[2][GROUP], min0[2];
-        if (s->fetch)
 #pragma GCC unroll 2
-            for (int p = 0; p < panels; p++)
-                prefetch(w[p], b * (g.bytes / 8), (b + 1) * (g.bytes / 8), true);
+        for (int p = 0; p < panels; p++)
+            prefetch(s, w[p], b * (g.bytes / 8), (b + 1) * (g.bytes / 8), true);
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
             __m512i sum[2][GROUP];
@@ -403,10 +410,9 @@ INLINE void step_float(const form *f, const step *s)
         for (int t = 0; t < n; t++)
             acc[0][p][t] = acc[1][p][t] = _mm512_setzero_ps();
     for (uint32_t k = 0; k < s->n_cols; k += 2) {
-        if (s->fetch)
 #pragma GCC unroll 2
-            for (int p = 0; p < panels; p++)
-                prefetch(w[p], k * bytes, (k + 2) * bytes, false);
+        for (int p = 0; p < panels; p++)
+            prefetch(s, w[p], k * bytes, (k + 2) * bytes, false);
 #pragma GCC unroll 2
         for (uint32_t j = 0; j < 2; j++) {
             if (k + j == s->n_cols)
@@ -525,10 +531,10 @@ static void panel_groups(const yk_matmul_packed *m, yk_type type, const steps *s
         for (uint32_t i = 0; i < n_groups; i++) {
             const group *g = groups + i;
             if (panels == 2 && st->pair[g->n])
-                st->pair[g->n](&(step){w, cols, c, g, y, i == 0});
+                st->pair[g->n](&(step){w, cols, c, g, y, i == 0, 0, 0});
             else
                 for (uint32_t p = 0; p < panels; p++)
-                    st->single[g->n](&(step){w + p, cols, c, g, y + p, i == 0});
+                    st->single[g->n](&(step){w + p, cols, c, g, y + p, i == 0, 0, 0});
         }
         const uint64_t bytes = m->tile_stride ? m->tile_stride : yk_tile_of(type, cols).bytes;
         w[0] += bytes, w[1] += bytes;
@@ -544,9 +550,20 @@ static void store_panel(const yk_matmul_packed *m, uint32_t r, uint32_t t0, uint
                               _mm512_load_ps(y + YK_TILE_ROWS * t));
 }
 
+/* From a tile at column c to the one that comes `ahead` columns later; behind the last column to the first ones of the panels that follow these, which
+ * the next call often begins with. */
+static int64_t column_ahead(const yk_matmul_packed *m, uint32_t c, uint32_t ahead, uint32_t n_panels)
+{
+    const uint32_t n = (m->n_cols + YK_TILE_COLS - 1) / YK_TILE_COLS, at = c / YK_TILE_COLS;
+    const int64_t stride = (int64_t)m->tile_stride;
+    if (at + ahead < n)
+        return ahead * stride;
+    return n_panels * (int64_t)m->panel_bytes + ((int64_t)((at + ahead) % n) - at) * stride;
+}
+
 /* The same for one group when the tiles of a panel lie far apart but panels follow each other: all panels of a chunk meet a column of tiles before the
  * next one, which is fetched meanwhile. */
-static void columns_first(const yk_matmul_packed *m, yk_type type, const steps *st, const group *g)
+static void columns_first(const yk_matmul_packed *m, const steps *st, const group *g)
 {
     _Alignas(64) float sums[CHUNK][2 * GROUP * YK_TILE_ROWS];
     for (uint32_t r0 = 0; r0 < m->n_rows; r0 += CHUNK * YK_TILE_ROWS) {
@@ -556,18 +573,12 @@ static void columns_first(const yk_matmul_packed *m, yk_type type, const steps *
         memset(sums, 0, n_panels * sizeof sums[0]);
         for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS, column += m->tile_stride) {
             const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
-            const uint32_t bytes = yk_tile_of(type, cols).bytes;
             for (uint32_t p = 0; p < n_panels;) {
                 const uint32_t panels = g->n >= PAIR && n_panels - p >= 2 && st->pair[g->n] ? 2 : 1;
                 const uint8_t *first = column + p * m->panel_bytes, *w[2] = {first, first + (panels - 1) * m->panel_bytes};
                 float *const y[2] = {sums[p], sums[p + panels - 1]};
-                if (c + YK_TILE_COLS < m->n_cols)
-                    for (uint32_t l = 0; l < panels * bytes; l += 64)
-                        _mm_prefetch((const char *)first + m->tile_stride + l, _MM_HINT_T0);
-                if (c + AHEAD * YK_TILE_COLS < m->n_cols)
-                    for (uint32_t l = 0; l < panels * bytes; l += 64)
-                        _mm_prefetch((const char *)first + AHEAD * m->tile_stride + l, _MM_HINT_T1);
-                (panels == 2 ? st->pair : st->single)[g->n](&(step){w, cols, c, g, y, false});
+                const step s = {w, cols, c, g, y, false, column_ahead(m, c, 1, n_panels), column_ahead(m, c, AHEAD, n_panels)};
+                (panels == 2 ? st->pair : st->single)[g->n](&s);
                 p += panels;
             }
         }
@@ -585,7 +596,7 @@ static void matmul_packed(const yk_matmul_packed *m, yk_type type, const steps *
         const uint32_t n = m->n_tokens - t0 < PASS ? m->n_tokens - t0 : PASS;
         const uint32_t n_groups = make_groups(m, yk_type_get((uint32_t)type)->quantised, st, t0, n, groups);
         if (m->tile_stride && n_groups == 1 && m->n_tokens == n) {
-            columns_first(m, type, st, groups);
+            columns_first(m, st, groups);
             return;
         }
         for (uint32_t r = 0; r < m->n_rows;) {
