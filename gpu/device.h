@@ -63,7 +63,7 @@ typedef struct yk_gpu_arg {
     };
 } yk_gpu_arg;
 
-enum { YK_GPU_MAX_ARGS = 24, YK_GPU_MAILBOXES = 64 };
+enum { YK_GPU_MAX_ARGS = 32, YK_GPU_MAILBOXES = 64 };
 
 typedef struct yk_gpu_launch {
     yk_gpu_kernel *kernel;

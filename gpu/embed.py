@@ -40,8 +40,8 @@ def kernels(text, macros):
             if kind is None:
                 raise SystemExit('%s: argument "%s" is neither memory nor u32 nor f32' % (m.group(1), a))
             kinds += kind
-        if len(kinds) > 24:
-            raise SystemExit('%s has %d arguments, at most 24' % (m.group(1), len(kinds)))
+        if len(kinds) > 32:
+            raise SystemExit('%s has %d arguments, at most 32' % (m.group(1), len(kinds)))
         found.append((m.group(1), kinds))
     return found
 

@@ -57,8 +57,9 @@ void yk_k_call_add_norm(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_add_norm
     num(c, a->y_stride);
     num(c, a->y2_stride);
     num(c, a->out_stride);
+    num(c, a->n_y ? a->n_y : 1);
     real(c, a->eps);
-    cost(c, (uint64_t)a->n * a->n_cols * 20, (uint64_t)a->n * a->n_cols * 6);
+    cost(c, (uint64_t)a->n * a->n_cols * (16 + 4 * (a->n_y ? a->n_y : 1)), (uint64_t)a->n * a->n_cols * 6);
 }
 
 void yk_k_call_quantise(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_quantise *a)
@@ -77,6 +78,10 @@ void yk_k_call_glu(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_glu *a)
     begin(c, kernel, ceil_div(a->n_cols, STAGE_COLS), a->n, 1);
     mem(c, a->gate);
     mem(c, a->up);
+    mem(c, a->gate_b);
+    mem(c, a->up_b);
+    mem(c, a->ids);
+    mem(c, a->parts);
     mem(c, a->out);
     q8(c, &a->q8);
     num(c, a->n_cols);
@@ -141,6 +146,41 @@ void yk_k_call_rope_kv(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rope_kv *
     cost(c, values * 8, values * 8);
 }
 
+void yk_k_call_attend(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attend *a)
+{
+    const yk_k_rope_kv *o = &a->rope;
+    const uint64_t seen = (uint64_t)o->n * a->mean_positions * o->head_dim, values = (uint64_t)o->n * o->n_heads * o->head_dim;
+    begin(c, kernel, o->n_heads, o->n, 1);
+    mem(c, o->qkv);
+    mem(c, o->q_b);
+    mem(c, o->k_b);
+    mem(c, o->v_b);
+    mem(c, o->q_norm);
+    mem(c, o->k_norm);
+    mem(c, o->cs);
+    mem(c, o->pos);
+    mem(c, o->seq);
+    mem(c, o->kv.table);
+    mem(c, a->sinks);
+    mem(c, o->kv.kv);
+    mem(c, a->out);
+    q8(c, &a->q8);
+    num(c, o->qkv_stride);
+    num(c, a->out_stride);
+    num(c, o->n_heads);
+    num(c, o->n_kv_heads);
+    num(c, o->head_dim);
+    num(c, o->n_rot);
+    real(c, o->eps);
+    num(c, a->window);
+    num(c, o->kv.block_bytes);
+    num(c, o->kv.v_bytes);
+    num(c, o->kv.table_stride);
+    num(c, (o->pairing == YK_ROPE_HALVES ? 1u : 0u) | (o->kv.f16 ? 2u : 0u) | (o->full_norm ? 4u : 0u));
+    real(c, a->scale);
+    cost(c, seen * o->n_kv_heads * (o->kv.f16 ? 4 : 8) + values * 16, seen * o->n_heads * 4 + values * 24);
+}
+
 void yk_k_call_attention(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attention *a)
 {
     const uint64_t seen = (uint64_t)a->n * a->mean_positions * a->head_dim;
@@ -180,10 +220,10 @@ void yk_k_call_attention_join(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_at
     cost(c, values * 4, values * 2);
 }
 
-/* By type: names of "matvec_TYPE", "matmul_TYPE" and "embed_TYPE". */
-#define NAMES(type, name) [YK_TYPE_##type] = {"matvec_" name, "matmul_" name, "embed_" name}
+/* By type: names of "matvec_TYPE", "matmul_TYPE", "embed_TYPE" and "list_TYPE". */
+#define NAMES(type, name) [YK_TYPE_##type] = {"matvec_" name, "matmul_" name, "embed_" name, "list_" name}
 static const struct {
-    const char *matvec, *matmul, *embed;
+    const char *matvec, *matmul, *embed, *list;
 } by_type[] = {
     NAMES(F32, "f32"),   NAMES(F16, "f16"),       NAMES(BF16, "bf16"),     NAMES(Q4_0, "q4_0"),
     NAMES(Q4_1, "q4_1"), NAMES(Q5_0, "q5_0"),     NAMES(Q5_1, "q5_1"),     NAMES(Q8_0, "q8_0"),
@@ -240,17 +280,56 @@ void yk_k_call_matvec(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_matvec *a)
     cost(c, row_bytes * a->n_rows * ceil_div(a->n, tokens_of_group(a->n)), (uint64_t)a->n * a->n_rows * a->n_cols * 2);
 }
 
-void yk_k_call_rowmat(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rowmat *a)
+const char *yk_k_list_name(yk_type type)
 {
-    begin(c, kernel, a->n_rows, a->n, 1);
+    return (uint32_t)type < N_BY_TYPE ? by_type[type].list : NULL;
+}
+
+void yk_k_call_list(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_list *a)
+{
+    uint64_t row_bytes = 0;
+    const bool rounded = yk_type_get(a->type)->quantised;
+    const uint64_t rows = (uint64_t)a->n * a->used * a->n_rows;
+    yk_type_row_bytes(a->type, a->n_cols, &row_bytes);
+    begin(c, kernel, ceil_div(a->n_rows, PANEL_ROWS), a->n * a->used, 1);
     mem(c, a->w);
-    mem(c, a->x);
+    mem(c, a->parts);
+    mem(c, a->ids);
+    mem(c, rounded ? a->q8.q : a->x);
+    mem(c, a->q8.scale);
+    mem(c, a->q8.sum);
     mem(c, a->bias);
+    mem(c, a->weights);
     mem(c, a->y);
+    num(c, a->used);
+    num(c, a->n_rows);
     num(c, a->n_cols);
     num(c, a->x_stride);
     num(c, a->y_stride);
-    num(c, a->type == YK_TYPE_F16 ? 1u : a->type == YK_TYPE_BF16 ? 2u : 0u);
+    num(c, a->panel_bytes);
+    num(c, a->tile_bytes);
+    num(c, a->down ? 1u : 0u);
+    cost(c, row_bytes * rows, rows * a->n_cols * 2);
+}
+
+static uint32_t row_type(yk_type type)
+{
+    return type == YK_TYPE_F16 ? 1u : type == YK_TYPE_BF16 ? 2u : 0u;
+}
+
+void yk_k_call_rowmat(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rowmat *a)
+{
+    begin(c, kernel, a->n_rows + (a->w2.handle ? 1 : 0), a->n, 1);
+    mem(c, a->w);
+    mem(c, a->w2);
+    mem(c, a->x);
+    mem(c, a->bias);
+    mem(c, a->y);
+    num(c, a->n_rows);
+    num(c, a->n_cols);
+    num(c, a->x_stride);
+    num(c, a->y_stride);
+    num(c, row_type(a->type) | row_type(a->type2) << 2);
     cost(c, (uint64_t)a->n_rows * a->n_cols * (a->type == YK_TYPE_F32 ? 4 : 2), (uint64_t)a->n * a->n_rows * a->n_cols * 2);
 }
 
@@ -263,7 +342,10 @@ void yk_k_call_route(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_route *a)
     num(c, a->n_experts);
     num(c, a->k);
     num(c, a->stride);
-    num(c, (a->kind == YK_ROUTER_TOPK_SOFTMAX ? 1u : 0u) | (a->renorm ? 2u : 0u));
+    num(c, (a->kind == YK_ROUTER_TOPK_SOFTMAX ? 1u : 0u) | (a->renorm ? 2u : 0u) |
+               (!a->shared       ? 0u
+                : a->shared_gate ? 4u
+                                 : 8u));
     cost(c, (uint64_t)a->n * a->n_experts * 4, (uint64_t)a->n * a->n_experts * (a->k + 20));
 }
 

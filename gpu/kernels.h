@@ -31,15 +31,15 @@ typedef struct yk_k_q8 {
     yk_gpu_mem q, scale, sum;
 } yk_k_q8;
 
-/* "add_norm": x[rows[t]] += y[t] + y2[t]; out[t] = x / sqrt(mean(x^2) + eps) * w + b; q8 row t = out[t] rounded. */
+/* "add_norm": x[rows[t]] += sum of rows t * n_y .. of y + y2[t]; out[t] = x / sqrt(mean(x^2) + eps) * w + b; q8 row t = out[t] rounded. */
 typedef struct yk_k_add_norm {
     yk_gpu_mem x;     /* f32, changed only when y or y2 is there */
-    yk_gpu_mem y, y2; /* optional, f32; x + y first, then + y2 */
+    yk_gpu_mem y, y2; /* optional, f32; x + (the rows of y, in their order) first, then + y2 */
     yk_gpu_mem rows;  /* optional u32 [n]: row of x of token t, each at most once; else t */
     yk_gpu_mem w, b;  /* optional f32 [n_cols] */
     yk_gpu_mem out;   /* optional f32 */
     yk_k_q8 q8;       /* optional */
-    uint32_t n, n_cols, x_stride, y_stride, y2_stride, out_stride;
+    uint32_t n, n_cols, x_stride, y_stride, y2_stride, out_stride, n_y; /* n_y 0: 1 */
     float eps;
 } yk_k_add_norm;
 void yk_k_call_add_norm(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_add_norm *a);
@@ -52,10 +52,16 @@ typedef struct yk_k_quantise {
 } yk_k_quantise;
 void yk_k_call_quantise(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_quantise *a);
 
-/* "glu": out[t] = glu(gate[t], up[t]), q8 row t the same rounded. out may be gate (same offset and stride) or absent. */
+/* The packed FFN parts of a layer, for kernels that find them by a part's number: YK_PART_WORDS u32 each, as dialect.k.h says. */
+enum { YK_K_PART_WORDS = 12, YK_K_PART_ALIGN = 256 };
+
+/* "glu": out[t] = glu(gate[t] + gate_b, up[t] + up_b), q8 row t the same rounded. out may be gate (same offset and stride, up there) or absent. Without up the
+ * row of gate has 16 columns of each in turn, n_cols counts those of one. With ids row t has the columns of part ids[t], at most n_cols, and its biases. */
 typedef struct yk_k_glu {
     yk_gpu_mem gate, up, out;
-    yk_k_q8 q8; /* optional */
+    yk_gpu_mem gate_b, up_b; /* optional f32, with ids [parts][n_cols] */
+    yk_gpu_mem ids, parts;   /* optional u32 [n], [parts][YK_K_PART_WORDS] */
+    yk_k_q8 q8;              /* optional */
     uint32_t n, n_cols, gate_stride, up_stride, out_stride;
     yk_glu kind;
 } yk_k_glu;
@@ -97,6 +103,18 @@ typedef struct yk_k_rope_kv {
     bool full_norm;
 } yk_k_rope_kv;
 void yk_k_call_rope_kv(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_rope_kv *a);
+
+/* "attend": rope_kv and attention in one launch, for tokens that each are of another sequence; the bits are theirs. */
+typedef struct yk_k_attend {
+    yk_k_rope_kv rope; /* without q_out, q_stride */
+    yk_gpu_mem sinks;  /* as attention's */
+    yk_gpu_mem out;    /* f32 [n][out_stride] */
+    yk_k_q8 q8;        /* optional: out rounded, head_dim a multiple of 32 */
+    uint32_t out_stride, window;
+    uint32_t mean_positions; /* for the cost only */
+    float scale;
+} yk_k_attend;
+void yk_k_call_attend(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attend *a);
 
 /* "attention": token t sees positions max(0, pos + 1 - window) .. pos (window 0: all) of its sequence; those must have been
  * written. n_splits > 1 cuts the positions into as many ranges, computed at the same time; results go to `part` and
@@ -143,21 +161,42 @@ typedef struct yk_k_matvec {
 /* kernel: that of yk_k_matvec_name for type and n. */
 void yk_k_call_matvec(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_matvec *a);
 
-/* "rowmat": y[t][r] = w[r] . x[t] + bias[r] for a plain row-major matrix [n_rows][n_cols] of F32, F16 or BF16 (router, shared
- * expert's gate). */
+/* "list_TYPE": products of the parts that each token has chosen. Slot j = t * used + s is entry s of token t. down: y[j] = weights[j] * (down of part ids[j] . row j
+ * of the activations + bias); else y[j] = gate and up of part ids[j] . row t of the activations, 16 rows of each in turn. Bits as of matvec. */
+typedef struct yk_k_list {
+    yk_type type;
+    yk_gpu_mem w;          /* base of the parts' places */
+    yk_gpu_mem parts, ids; /* u32 [parts][YK_K_PART_WORDS], [n * used] */
+    yk_gpu_mem x;
+    yk_k_q8 q8;
+    yk_gpu_mem bias;    /* optional f32 [parts][n_rows], with down */
+    yk_gpu_mem weights; /* optional f32 [n * used] */
+    yk_gpu_mem y;
+    uint32_t n, used;        /* tokens, entries of each */
+    uint32_t n_rows, n_cols; /* the most of a part: rows that y has, columns (with down of the widest part) */
+    uint32_t x_stride, y_stride;
+    uint32_t panel_bytes, tile_bytes; /* gate and up: of a panel of one of them, of a tile */
+    bool down;
+} yk_k_list;
+const char *yk_k_list_name(yk_type type); /* NULL for types that are no weights */
+void yk_k_call_list(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_list *a);
+
+/* "rowmat": y[t][r] = w[r] . x[t] + bias[r] for a plain row-major matrix [n_rows][n_cols] of F32, F16 or BF16 (router), then
+ * y[t][n_rows] = w2 . x[t] when w2 is there (shared expert's gate). */
 typedef struct yk_k_rowmat {
-    yk_gpu_mem w, x, bias, y; /* bias optional */
+    yk_gpu_mem w, w2, x, bias, y; /* w2, bias optional */
     uint32_t n, n_rows, n_cols, x_stride, y_stride;
-    yk_type type; /* of w */
+    yk_type type, type2; /* of w, w2 */
 } yk_k_rowmat;
 void yk_k_call_rowmat(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_rowmat *a);
 
-/* "route": ids [n][k] u32 and weights [n][k] f32 from logits [n][stride]; as yk_ops.route. k <= n_experts <= 1024, k <= 64. */
+/* "route": ids [n][k] u32 and weights [n][k] f32 from logits [n][stride]; as yk_ops.route. k <= n_experts <= 1024, k <= 64. With a shared expert rows have
+ * k + 1 entries: the last is n_experts, its weight 1 or, shared_gate, the sigmoid of logit n_experts. */
 typedef struct yk_k_route {
     yk_gpu_mem logits, ids, weights;
     uint32_t n, n_experts, k, stride;
     yk_router kind;
-    bool renorm;
+    bool renorm, shared, shared_gate;
 } yk_k_route;
 void yk_k_call_route(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_route *a);
 

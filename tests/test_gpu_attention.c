@@ -342,13 +342,119 @@ static void test_attention(void **state)
     }
 }
 
+/* attend has the bits of rope_kv and attention, of quantise too, and changes what rope_kv changes. */
+static void attend_case(const shape *s, uint32_t window, bool sinks)
+{
+    enum { CONTEXT = 320 };
+    static const uint32_t last[] = {4, 0, 2}; /* the last token of each sequence, in any order */
+    const uint32_t n = sizeof last / sizeof *last, hd = s->head_dim, n_q = s->n_heads * hd, n_kv = s->n_kv * hd,
+                   stride = n_q + 2 * n_kv + 3;
+    float *qkv = malloc((size_t)n * stride * 4), *b = malloc((size_t)(n_q + 2 * n_kv) * 4),
+          *norm = malloc((size_t)(n_q + n_kv) * 4), *cs = malloc((size_t)CONTEXT * s->n_rot * 4), sink[16];
+    uint32_t pos[3], seq[3];
+    for (uint32_t t = 0; t < n; t++) {
+        pos[t] = positions[last[t]];
+        seq[t] = t; /* of sequences of their own, whatever theirs is elsewhere */
+    }
+    yk_rig_floats(&rig, qkv, (size_t)n * stride);
+    yk_rig_floats(&rig, b, n_q + 2 * n_kv);
+    yk_rig_floats(&rig, norm, n_q + n_kv);
+    yk_rig_floats(&rig, sink, 16);
+    for (uint32_t i = 0; i < CONTEXT * s->n_rot / 2; i++) {
+        cs[2 * i] = (float)cos(0.01 * i);
+        cs[2 * i + 1] = (float)sin(0.01 * i);
+    }
+    pool p = pool_new(s);
+    yk_rig_case(&rig, "attend heads=%u/%u head_dim=%u norm=%d window=%u sinks=%d", s->n_heads, s->n_kv, hd, s->norm, window,
+                sinks);
+    yk_k_rope_kv a = {.n = n,
+                      .qkv_stride = stride,
+                      .q_stride = n_q,
+                      .n_heads = s->n_heads,
+                      .n_kv_heads = s->n_kv,
+                      .head_dim = hd,
+                      .n_rot = s->n_rot,
+                      .eps = 1e-6f,
+                      .pairing = s->pairing,
+                      .full_norm = s->norm == YK_QK_NORM_FULL};
+    a.qkv = yk_rig_in(&rig, qkv, (uint64_t)n * stride * 4);
+    if (s->bias) {
+        a.q_b = yk_rig_in(&rig, b, n_q * 4);
+        a.k_b = yk_rig_in(&rig, b + n_q, n_kv * 4);
+        a.v_b = yk_rig_in(&rig, b + n_q + n_kv, n_kv * 4);
+    }
+    if (s->norm != YK_QK_NORM_NONE) {
+        a.q_norm = yk_rig_in(&rig, norm, n_q * 4);
+        a.k_norm = yk_rig_in(&rig, norm + n_q, n_kv * 4);
+    }
+    a.cs = yk_rig_in(&rig, cs, (uint64_t)CONTEXT * s->n_rot * 4);
+    a.pos = yk_rig_in(&rig, pos, sizeof pos);
+    a.seq = yk_rig_in(&rig, seq, sizeof seq);
+    a.q_out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4);
+    const yk_gpu_mem table = yk_rig_in(&rig, p.table, sizeof p.table), kv = yk_rig_out(&rig, p.data, (uint64_t)POOL * p.block),
+                     kv2 = yk_rig_out(&rig, p.data, (uint64_t)POOL * p.block);
+    a.kv = kv_args(&p, s, kv, table);
+    const yk_k_attention two = {.q = a.q_out,
+                                .pos = a.pos,
+                                .seq = a.seq,
+                                .sinks = sinks ? yk_rig_in(&rig, sink, s->n_heads * 4) : (yk_gpu_mem){0},
+                                .out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4),
+                                .kv = a.kv,
+                                .n = n,
+                                .n_splits = 1,
+                                .q_stride = n_q,
+                                .out_stride = n_q,
+                                .n_heads = s->n_heads,
+                                .n_kv_heads = s->n_kv,
+                                .head_dim = hd,
+                                .window = window,
+                                .scale = 1 / sqrtf((float)hd)};
+    yk_k_attend one = {.rope = a, .sinks = two.sinks, .out_stride = n_q, .window = window, .scale = two.scale};
+    one.rope.kv = kv_args(&p, s, kv2, table);
+    one.out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4);
+    const bool q8 = hd % 32 == 0;
+    yk_k_quantise q = {.x = two.out, .n = n, .n_cols = n_q, .x_stride = n_q};
+    for (yk_k_q8 *o = &q.q8; q8 && o; o = o == &q.q8 ? &one.q8 : NULL)
+        *o = (yk_k_q8){yk_rig_out(&rig, NULL, (uint64_t)n * n_q), yk_rig_out(&rig, NULL, (uint64_t)n * n_q / 32 * 4),
+                       yk_rig_out(&rig, NULL, (uint64_t)n * n_q / 32 * 4)};
+    yk_k_call c[4];
+    yk_k_call_rope_kv(&c[0], yk_rig_kernel(&rig, "rope_kv"), &a);
+    yk_k_call_attention(&c[1], yk_rig_kernel(&rig, "attention"), &two);
+    yk_k_call_attend(&c[2], yk_rig_kernel(&rig, "attend"), &one);
+    yk_k_call_quantise(&c[3], yk_rig_kernel(&rig, "quantise"), &q);
+    yk_rig_run(&rig, c, q8 ? 4 : 3);
+    assert_memory_equal(yk_rig_got(&rig, one.out), yk_rig_got(&rig, two.out), (size_t)n * n_q * 4);
+    assert_memory_equal(yk_rig_got(&rig, kv2), yk_rig_got(&rig, kv), (size_t)POOL * p.block);
+    assert_memory_not_equal(yk_rig_got(&rig, kv), p.data, (size_t)POOL * p.block);
+    if (q8) {
+        assert_memory_equal(yk_rig_got(&rig, one.q8.q), yk_rig_got(&rig, q.q8.q), (size_t)n * n_q);
+        assert_memory_equal(yk_rig_got(&rig, one.q8.scale), yk_rig_got(&rig, q.q8.scale), (size_t)n * n_q / 32 * 4);
+        assert_memory_equal(yk_rig_got(&rig, one.q8.sum), yk_rig_got(&rig, q.q8.sum), (size_t)n * n_q / 32 * 4);
+    }
+    free(qkv);
+    free(b);
+    free(norm);
+    free(cs);
+    free(p.data);
+}
+
+static void test_attend(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < N_SHAPES; i++) {
+        attend_case(&shapes[i], 0, i & 1);
+        attend_case(&shapes[i], i & 1 ? 17 : 1, !(i & 1));
+    }
+}
+
 int main(int argc, char **argv)
 {
     const int e = yk_rig_open(&rig, argc > 1 ? argv[1] : "null");
     if (e)
         return e;
     ops = yk_ops_get(YK_ISA_REF);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rope_kv), cmocka_unit_test(test_attention)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rope_kv), cmocka_unit_test(test_attention),
+                                       cmocka_unit_test(test_attend)};
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     yk_rig_close(&rig);
     return failed;

@@ -115,27 +115,34 @@ static void test_quantise_scales(void **state)
 
 static void norm_case(uint32_t n_cols, uint32_t n, uint32_t flags)
 {
-    enum { Y = 1, Y2 = 2, ROWS = 4, W = 8, B = 16, OUT = 32, Q8 = 64 };
+    enum { Y = 1, Y2 = 2, ROWS = 4, W = 8, B = 16, OUT = 32, Q8 = 64, THREE = 128 };
+    const uint32_t n_y = flags & THREE ? 3 : 1;
     const uint32_t stride = n_cols + 1, ys = n_cols + 5, x_rows = n + 2;
     const float eps = 1e-5f;
-    float *x = malloc((size_t)x_rows * stride * 4), *y = malloc((size_t)n * ys * 4), *y2 = malloc((size_t)n * ys * 4);
+    float *x = malloc((size_t)x_rows * stride * 4), *y = malloc((size_t)n * n_y * ys * 4), *y2 = malloc((size_t)n * ys * 4);
     float *w = malloc(n_cols * 4), *b = malloc(n_cols * 4);
     uint32_t *rows = malloc(n * 4);
     yk_rig_floats(&rig, x, (size_t)x_rows * stride);
-    yk_rig_floats(&rig, y, (size_t)n * ys);
+    yk_rig_floats(&rig, y, (size_t)n * n_y * ys);
     yk_rig_floats(&rig, y2, (size_t)n * ys);
     yk_rig_floats(&rig, w, n_cols);
     yk_rig_floats(&rig, b, n_cols);
     for (uint32_t t = 0; t < n; t++)
         rows[t] = x_rows - 1 - t;
     yk_rig_case(&rig, "add_norm n_cols=%u n=%u flags=%u", n_cols, n, flags);
-    yk_k_add_norm a = {
-        .n = n, .n_cols = n_cols, .x_stride = stride, .y_stride = ys, .y2_stride = ys, .out_stride = n_cols, .eps = eps};
+    yk_k_add_norm a = {.n = n,
+                       .n_cols = n_cols,
+                       .x_stride = stride,
+                       .y_stride = ys,
+                       .y2_stride = ys,
+                       .out_stride = n_cols,
+                       .n_y = n_y,
+                       .eps = eps};
     rounded r = {0};
     a.x = flags & (Y | Y2) ? yk_rig_out(&rig, x, (uint64_t)x_rows * stride * 4)
                            : yk_rig_in(&rig, x, (uint64_t)x_rows * stride * 4);
     if (flags & Y)
-        a.y = yk_rig_in(&rig, y, (uint64_t)n * ys * 4);
+        a.y = yk_rig_in(&rig, y, (uint64_t)n * n_y * ys * 4);
     if (flags & Y2)
         a.y2 = yk_rig_in(&rig, y2, (uint64_t)n * ys * 4);
     if (flags & ROWS)
@@ -158,8 +165,11 @@ static void norm_case(uint32_t n_cols, uint32_t n, uint32_t flags)
         float *xr = x + (size_t)(flags & ROWS ? rows[t] : t) * stride;
         double squares = 0;
         for (uint32_t i = 0; i < n_cols; i++) {
+            float sum = y[(size_t)t * n_y * ys + i];
+            for (uint32_t k = 1; k < n_y; k++)
+                sum += y[((size_t)t * n_y + k) * ys + i];
             if (flags & Y)
-                xr[i] += y[(size_t)t * ys + i];
+                xr[i] += sum;
             if (flags & Y2)
                 xr[i] += y2[(size_t)t * ys + i];
             squares += (double)xr[i] * xr[i];
@@ -197,6 +207,8 @@ static void test_add_norm(void **state)
     norm_case(300, 4, 1 | 2 | 4 | 8 | 16 | 32 | 64);
     norm_case(4096, 2, 4 | 8 | 64);
     norm_case(96, 2, 2 | 32);
+    norm_case(2080, 3, 1 | 2 | 8 | 32 | 64 | 128);
+    norm_case(100, 2, 1 | 128);
 }
 
 static void test_glu(void **state)
@@ -250,6 +262,81 @@ static void test_glu(void **state)
             free(cpu);
         }
     }
+}
+
+/* Gate and up in one buffer, with biases; with ids, parts of several widths: the bits of glu on each row alone. */
+static void glu_form(bool ids, yk_glu kind)
+{
+    enum { N = 4, PARTS = 3 };
+    static const uint32_t widths[PARTS] = {2112, 96, 37}, part_of[N] = {1, 0, 2, 0};
+    const uint32_t most = widths[0], stride = (most + 15) / 16 * 32 + 3;
+    float *both = malloc((size_t)N * stride * 4), *b[2] = {malloc((size_t)PARTS * most * 4), malloc((size_t)PARTS * most * 4)};
+    float *side[2] = {calloc((size_t)N * most, 4), calloc((size_t)N * most, 4)};
+    uint32_t rows[PARTS][YK_K_PART_WORDS] = {{0}};
+    yk_rig_floats(&rig, both, (size_t)N * stride);
+    yk_rig_floats(&rig, b[0], (size_t)PARTS * most);
+    yk_rig_floats(&rig, b[1], (size_t)PARTS * most);
+    for (uint32_t p = 0; p < PARTS; p++) { /* words 2 to 4: units, their width, the narrower one's */
+        rows[p][2] = widths[p] / 64;
+        rows[p][3] = 64;
+        rows[p][4] = widths[p] % 64;
+    }
+    yk_rig_case(&rig, "glu, gate and up in turn, ids=%d kind=%d", ids, (int)kind);
+    const rounded r = put_q8(N, most);
+    yk_k_call c[1 + N];
+    yk_k_glu a = {.gate = yk_rig_in(&rig, both, (uint64_t)N * stride * 4),
+                  .gate_b = yk_rig_in(&rig, b[0], (uint64_t)PARTS * most * 4),
+                  .up_b = yk_rig_in(&rig, b[1], (uint64_t)PARTS * most * 4),
+                  .out = yk_rig_out(&rig, side[0], (uint64_t)N * most * 4),
+                  .q8 = {r.q, r.scale, r.sum},
+                  .n = N,
+                  .n_cols = most,
+                  .gate_stride = stride,
+                  .out_stride = most,
+                  .kind = kind};
+    if (ids) {
+        a.ids = yk_rig_in(&rig, part_of, sizeof part_of);
+        a.parts = yk_rig_in(&rig, rows, sizeof rows);
+    }
+    yk_k_call_glu(&c[0], yk_rig_kernel(&rig, "glu"), &a);
+    yk_gpu_mem want[N];
+    for (uint32_t t = 0; t < N; t++) {
+        const uint32_t id = ids ? part_of[t] : 0, cols = widths[id];
+        for (uint32_t s = 0; s < 2; s++)
+            for (uint32_t i = 0; i < cols; i++)
+                side[s][(size_t)t * most + i] =
+                    both[(size_t)t * stride + i / 16 * 32 + 16 * s + i % 16] + b[s][(size_t)id * cols + i];
+        want[t] = yk_rig_out(&rig, NULL, cols * 4);
+        yk_k_call_glu(&c[1 + t], yk_rig_kernel(&rig, "glu"),
+                      &(yk_k_glu){.gate = yk_rig_in(&rig, side[0] + (size_t)t * most, cols * 4),
+                                  .up = yk_rig_in(&rig, side[1] + (size_t)t * most, cols * 4),
+                                  .out = want[t],
+                                  .n = 1,
+                                  .n_cols = cols,
+                                  .kind = kind});
+    }
+    yk_rig_run(&rig, c, 1 + N);
+    for (uint32_t t = 0; t < N; t++) {
+        const uint32_t cols = widths[ids ? part_of[t] : 0];
+        const float *out = (const float *)yk_rig_got(&rig, a.out) + (size_t)t * most;
+        assert_memory_equal(out, yk_rig_got(&rig, want[t]), cols * 4);
+        for (uint32_t i = cols; i < most; i++)
+            assert_true(out[i] == 0); /* as it was */
+    }
+    if (!ids)
+        check_q8(&r, yk_rig_got(&rig, a.out), most, most);
+    free(both);
+    for (int s = 0; s < 2; s++) {
+        free(b[s]);
+        free(side[s]);
+    }
+}
+
+static void test_glu_forms(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++)
+        glu_form(i & 1, i & 2 ? YK_GLU_CLAMPED : YK_GLU_SILU);
 }
 
 static void test_move_rows(void **state)
@@ -315,8 +402,8 @@ static void test_route(void **state)
     (void)state;
     static const uint32_t shapes[][2] = {{1, 1}, {4, 2}, {8, 8}, {60, 4}, {64, 6}, {65, 8}, {128, 8}, {512, 10}, {1024, 64}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
-        for (int variant = 0; variant < 4; variant++) {
-            const uint32_t n_experts = shapes[s][0], k = shapes[s][1], n = 5, stride = n_experts + 1;
+        for (int variant = 0; variant < 12; variant++) { /* from 4 on with a shared expert, from 8 on with a gate of its own */
+            const uint32_t n_experts = shapes[s][0], k = shapes[s][1], n = 5, stride = n_experts + 1, used = k + (variant >= 4);
             float *lg = malloc((size_t)n * stride * 4), w[64];
             uint32_t ids[64];
             yk_rig_floats(&rig, lg, (size_t)n * stride);
@@ -330,22 +417,30 @@ static void test_route(void **state)
             }
             yk_rig_case(&rig, "route n_experts=%u k=%u variant=%d", n_experts, k, variant);
             const yk_k_route a = {.logits = yk_rig_in(&rig, lg, (uint64_t)n * stride * 4),
-                                  .ids = yk_rig_out(&rig, NULL, n * k * 4),
-                                  .weights = yk_rig_out(&rig, NULL, n * k * 4),
+                                  .ids = yk_rig_out(&rig, NULL, n * used * 4),
+                                  .weights = yk_rig_out(&rig, NULL, n * used * 4),
                                   .n = n,
                                   .n_experts = n_experts,
                                   .k = k,
                                   .stride = stride,
                                   .kind = variant & 1 ? YK_ROUTER_TOPK_SOFTMAX : YK_ROUTER_SOFTMAX_TOPK,
-                                  .renorm = variant & 2};
+                                  .renorm = variant & 2,
+                                  .shared = variant >= 4,
+                                  .shared_gate = variant >= 8};
             yk_k_call c;
             yk_k_call_route(&c, yk_rig_kernel(&rig, "route"), &a);
             yk_rig_run(&rig, &c, 1);
             for (uint32_t t = 0; t < n; t++) {
                 ops->route(lg + (size_t)t * stride, n_experts, k, a.kind, a.renorm, ids, w);
-                assert_memory_equal((const uint32_t *)yk_rig_got(&rig, a.ids) + t * k, ids, k * 4);
+                assert_memory_equal((const uint32_t *)yk_rig_got(&rig, a.ids) + t * used, ids, k * 4);
+                if (used > k) {
+                    const double shared = variant < 8 ? 1 : 1 / (1 + exp(-(double)lg[(size_t)t * stride + n_experts]));
+                    assert_int_equal(((const uint32_t *)yk_rig_got(&rig, a.ids))[t * used + k], n_experts);
+                    yk_rig_near(&rig, "shared", t, ((const float *)yk_rig_got(&rig, a.weights))[t * used + k], shared,
+                                rel_of("route") * shared + 1e-38);
+                }
                 for (uint32_t j = 0; j < k; j++) {
-                    const float got = ((const float *)yk_rig_got(&rig, a.weights))[t * k + j];
+                    const float got = ((const float *)yk_rig_got(&rig, a.weights))[t * used + j];
                     if (isnan(w[j]))
                         assert_true(isnan(got));
                     else
@@ -389,6 +484,9 @@ static void test_rowmat(void **state)
                                       : yk_rig_in(&rig, w, (uint64_t)n_rows * n_cols * 4);
             if (bias)
                 a.bias = yk_rig_in(&rig, b, n_rows * 4);
+            /* the second matrix: row 0 again, as f32 or as it is */
+            a.w2 = variant & 1 ? yk_rig_in(&rig, w, (uint64_t)n_cols * 4) : a.w;
+            a.type2 = variant & 1 ? YK_TYPE_F32 : type;
             yk_k_call c;
             yk_k_call_rowmat(&c, yk_rig_kernel(&rig, "rowmat"), &a);
             yk_rig_run(&rig, &c, 1);
@@ -402,16 +500,18 @@ static void test_rowmat(void **state)
                                                   .y = cpu,
                                                   .y_stride = n_rows});
             for (uint32_t t = 0; t < n; t++) {
-                for (uint32_t i = 0; i < n_rows; i++) {
-                    double want = bias ? b[i] : 0, size = fabs(want);
+                for (uint32_t i = 0; i < n_rows + 1; i++) {
+                    const uint32_t row = i < n_rows ? i : 0;
+                    const float plus = bias && i < n_rows ? b[i] : 0;
+                    double want = plus, size = fabs(want);
                     for (uint32_t j = 0; j < n_cols; j++) {
-                        want += (double)w[(size_t)i * n_cols + j] * x[(size_t)t * xs + j];
-                        size += fabs((double)w[(size_t)i * n_cols + j] * x[(size_t)t * xs + j]);
+                        want += (double)w[(size_t)row * n_cols + j] * x[(size_t)t * xs + j];
+                        size += fabs((double)w[(size_t)row * n_cols + j] * x[(size_t)t * xs + j]);
                     }
                     const double got = ((const float *)yk_rig_got(&rig, a.y))[t * ys + i],
                                  tol = yk_tolerance_find("matmul", "F32")->rel * size;
                     yk_rig_near(&rig, "y", i, got, want, tol);
-                    yk_rig_near(&rig, "y against the CPU", i, got, (double)cpu[t * n_rows + i] + (bias ? b[i] : 0), 2 * tol);
+                    yk_rig_near(&rig, "y against the CPU", i, got, (double)cpu[t * n_rows + row] + plus, 2 * tol);
                 }
             }
             free(x);
@@ -431,8 +531,8 @@ int main(int argc, char **argv)
     ops = yk_ops_get(YK_ISA_REF);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_quantise), cmocka_unit_test(test_quantise_scales), cmocka_unit_test(test_add_norm),
-        cmocka_unit_test(test_glu),      cmocka_unit_test(test_move_rows),       cmocka_unit_test(test_sigmoid),
-        cmocka_unit_test(test_route),    cmocka_unit_test(test_rowmat),
+        cmocka_unit_test(test_glu),      cmocka_unit_test(test_glu_forms),       cmocka_unit_test(test_move_rows),
+        cmocka_unit_test(test_sigmoid),  cmocka_unit_test(test_route),           cmocka_unit_test(test_rowmat),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     yk_rig_close(&rig);

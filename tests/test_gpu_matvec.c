@@ -418,6 +418,186 @@ static void test_embed(void **state)
     }
 }
 
+/* ---- list_TYPE: parts as the engine packs them, against matvec ---- */
+
+enum { PARTS = 3, USED = 2, LIST_TOKENS = 3, LIST_SLOTS = LIST_TOKENS * USED, PART_BYTES = 8 << 20 };
+
+typedef struct part {
+    matrix gate, up, down;
+    uint32_t width, unit, n_units, tail;
+} part;
+
+static part part_new(yk_type type, uint32_t width, uint32_t d)
+{
+    part p = {.width = width, .unit = width < 256 ? width : 256};
+    p.n_units = width / p.unit;
+    p.tail = width % p.unit;
+    p.gate = matrix_new(type, width, d);
+    p.up = matrix_new(type, width, d);
+    p.down = matrix_new(type, d, width);
+    return p;
+}
+
+/* Cut unit u (docs/kernels/layout.md): pairs of panels, then the tiles of its columns of down. Returns its bytes. */
+static uint32_t put_unit(const part *p, uint32_t u, uint8_t *to, uint32_t *down_at, uint32_t *tile)
+{
+    const uint32_t cols = u < p->n_units ? p->unit : p->tail, first = u * p->unit / 16;
+    uint8_t *at = to;
+    for (uint32_t i = 0; i < (cols + 15) / 16; i++) {
+        memcpy(at, p->gate.packed + (first + i) * p->gate.panel_bytes, p->gate.panel_bytes);
+        at += p->gate.panel_bytes;
+        memcpy(at, p->up.packed + (first + i) * p->up.panel_bytes, p->up.panel_bytes);
+        at += p->up.panel_bytes;
+    }
+    *down_at = (uint32_t)(at - to);
+    *tile = yk_tile_bytes(p->down.type, cols);
+    for (uint32_t i = 0; i < p->down.n_panels; i++, at += *tile)
+        memcpy(at, p->down.packed + i * p->down.panel_bytes + (uint64_t)u * p->down.tile_bytes, *tile);
+    return (uint32_t)(at - to);
+}
+
+/* All parts into `arena`, in an order that is not theirs, and their rows. Returns bytes used. */
+static uint64_t put_parts(const part *parts, uint8_t *arena, uint32_t *rows)
+{
+    uint64_t at = 0;
+    memset(rows, 0, PARTS * YK_K_PART_WORDS * 4);
+    for (uint32_t i = PARTS; i-- > 0;) {
+        const part *p = &parts[i];
+        uint32_t *row = rows + i * YK_K_PART_WORDS;
+        if (p->tail) {
+            row[1] = (uint32_t)(at / YK_K_PART_ALIGN);
+            at += put_unit(p, p->n_units, arena + at, &row[7], &row[9]);
+            at = (at + YK_K_PART_ALIGN - 1) / YK_K_PART_ALIGN * YK_K_PART_ALIGN;
+        }
+        row[0] = (uint32_t)(at / YK_K_PART_ALIGN);
+        for (uint32_t u = 0; u < p->n_units; u++)
+            at += row[5] = put_unit(p, u, arena + at, &row[6], &row[8]);
+        at = (at + YK_K_PART_ALIGN - 1) / YK_K_PART_ALIGN * YK_K_PART_ALIGN;
+        row[2] = p->n_units;
+        row[3] = p->unit;
+        row[4] = p->tail;
+    }
+    assert_true(at <= PART_BYTES);
+    return at;
+}
+
+/* What matvec gives for row `row` of the activations and one matrix. */
+static yk_k_call alone(const matrix *m, yk_k_matvec *mv, uint32_t row)
+{
+    yk_k_call c;
+    mv->w = yk_rig_in(&rig, m->packed, m->n_panels * m->panel_bytes);
+    mv->rows = yk_rig_in(&rig, &row, 4);
+    mv->n = 1;
+    mv->n_rows = m->n_rows;
+    mv->n_cols = m->n_cols;
+    mv->y_stride = m->n_rows;
+    mv->panel_bytes = (uint32_t)m->panel_bytes;
+    mv->tile_bytes = m->tile_bytes;
+    mv->y = yk_rig_out(&rig, NULL, m->n_rows * 4);
+    yk_k_call_matvec(&c, yk_rig_kernel(&rig, yk_k_matvec_name(m->type, 1)), mv);
+    return c;
+}
+
+static void list_case(yk_type type, const uint32_t *widths, uint32_t d, bool down, bool bias)
+{
+    part parts[PARTS];
+    uint32_t width = 0, rows[PARTS * YK_K_PART_WORDS], ids[LIST_SLOTS];
+    uint8_t *arena = calloc(PART_BYTES, 1);
+    for (uint32_t i = 0; i < PARTS; i++) {
+        parts[i] = part_new(type, widths[i], d);
+        width = widths[i] > width ? widths[i] : width;
+    }
+    const uint64_t bytes = put_parts(parts, arena, rows);
+    for (uint32_t j = 0; j < LIST_SLOTS; j++)
+        ids[j] = (2 * j + j / USED) % PARTS;
+    const uint32_t pairs = (width + 15) / 16 * 32, n_rows = down ? d : pairs;
+    acts a = acts_new(down ? LIST_SLOTS : LIST_TOKENS, down ? width : d);
+    float weights[LIST_SLOTS], *b = malloc((size_t)PARTS * d * 4);
+    yk_rig_floats(&rig, weights, LIST_SLOTS);
+    yk_rig_floats(&rig, b, (size_t)PARTS * d);
+    yk_rig_case(&rig, "list %s %u,%u,%u x %u down=%d", yk_type_get(type)->name, widths[0], widths[1], widths[2], d, down);
+    yk_k_matvec mv = {.type = type};
+    acts_put(&a, &mv);
+    yk_k_list l = {.type = type,
+                   .w = yk_rig_in(&rig, arena, bytes),
+                   .parts = yk_rig_in(&rig, rows, sizeof rows),
+                   .ids = yk_rig_in(&rig, ids, sizeof ids),
+                   .x = mv.x,
+                   .q8 = mv.q8,
+                   .bias = bias ? yk_rig_in(&rig, b, (uint64_t)PARTS * d * 4) : (yk_gpu_mem){0},
+                   .weights = down ? yk_rig_in(&rig, weights, sizeof weights) : (yk_gpu_mem){0},
+                   .n = LIST_TOKENS,
+                   .used = USED,
+                   .n_rows = n_rows,
+                   .n_cols = down ? width : d,
+                   .x_stride = mv.x_stride,
+                   .y_stride = n_rows + 5,
+                   .panel_bytes = (uint32_t)parts[0].gate.panel_bytes,
+                   .tile_bytes = parts[0].gate.tile_bytes,
+                   .down = down};
+    float *start = calloc((size_t)LIST_SLOTS * l.y_stride, 4);
+    l.y = yk_rig_out(&rig, start, (uint64_t)LIST_SLOTS * l.y_stride * 4);
+    yk_k_call calls[1 + 2 * LIST_SLOTS];
+    yk_gpu_mem want[2 * LIST_SLOTS];
+    uint32_t n = 1;
+    yk_k_call_list(&calls[0], yk_rig_kernel(&rig, yk_k_list_name(type)), &l);
+    for (uint32_t j = 0; j < LIST_SLOTS; j++) {
+        const part *p = &parts[ids[j]];
+        mv.bias = bias ? yk_rig_in(&rig, b + (size_t)ids[j] * d, d * 4) : (yk_gpu_mem){0};
+        mv.weights = down ? yk_rig_in(&rig, &weights[j], 4) : (yk_gpu_mem){0};
+        for (int k = 0; k < (down ? 1 : 2); k++, n++) {
+            calls[n] = alone(down ? &p->down : k ? &p->up : &p->gate, &mv, down ? j : j / USED);
+            want[n - 1] = mv.y;
+        }
+    }
+    for (uint32_t k = 0; k < n; k++)
+        calls[k].launch.args = calls[k].args; /* they were copied */
+    yk_rig_run(&rig, calls, n);
+    const float *got = yk_rig_got(&rig, l.y);
+    for (uint32_t j = 0, k = 0; j < LIST_SLOTS; j++) {
+        float *row = start + (size_t)j * l.y_stride; /* what has to be there */
+        if (down)
+            memcpy(row, yk_rig_got(&rig, want[k++]), d * 4);
+        for (uint32_t side = 0; !down && side < 2; side++) {
+            const part *p = &parts[ids[j]];
+            const float *w = yk_rig_got(&rig, want[k++]);
+            for (uint32_t c = 0; c < p->width; c++)
+                row[c / 16 * 32 + 16 * side + c % 16] = w[c];
+        }
+        for (uint32_t c = 0; c < l.y_stride; c++) { /* rows of padding are zeros */
+            if (got[(size_t)j * l.y_stride + c] != row[c])
+                fail_msg("%s: slot %u, column %u: %a, matvec %a", rig.what, j, c, got[(size_t)j * l.y_stride + c], row[c]);
+        }
+    }
+    for (uint32_t i = 0; i < PARTS; i++) {
+        matrix_free(&parts[i].gate);
+        matrix_free(&parts[i].up);
+        matrix_free(&parts[i].down);
+    }
+    acts_free(&a);
+    free(arena);
+    free(b);
+    free(start);
+}
+
+static void test_list(void **state)
+{
+    (void)state;
+    static const uint32_t wide[PARTS] = {512, 256, 768}, odd[PARTS] = {288, 64, 576}, narrow[PARTS] = {37, 21, 5};
+    for (uint32_t ty = 0; ty < N_TYPES; ty++) {
+        list_case(types[ty], wide, 256, false, false);
+        list_case(types[ty], wide, 256, true, true);
+        if (yk_type_get(types[ty])->block_elems > 32)
+            continue;
+        list_case(types[ty], odd, 96, false, false);
+        list_case(types[ty], odd, 96, true, ty & 1);
+        if (ty >= N_FLOAT_TYPES)
+            continue;
+        list_case(types[ty], narrow, 44, false, false);
+        list_case(types[ty], narrow, 44, true, true);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const int e = yk_rig_open(&rig, argc > 1 ? argv[1] : "null");
@@ -426,7 +606,7 @@ int main(int argc, char **argv)
     ops = yk_ops_get(YK_ISA_REF);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matvec), cmocka_unit_test(test_odd_floats), cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_units),  cmocka_unit_test(test_embed),
+        cmocka_unit_test(test_list),   cmocka_unit_test(test_units),      cmocka_unit_test(test_embed),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     yk_rig_close(&rig);

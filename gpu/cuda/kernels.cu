@@ -5,6 +5,8 @@
 #include "gpu/kernels/route.k.h"
 #include "gpu/kernels/tile.k.h"
 #include "gpu/kernels/product.k.h"
+#include "gpu/kernels/rows.k.h"
 #include "gpu/kernels/matvec.k.h"
+#include "gpu/kernels/list.k.h"
 #include "gpu/kernels/matmul.k.h"
 #include "gpu/kernels/embed.k.h"

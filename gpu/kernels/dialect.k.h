@@ -56,6 +56,12 @@ typedef float f32;
 
 YK_FN f32 yk_load_half(YK_GLOBAL const u16 *p, const u64 i) { return vload_half(i, (YK_GLOBAL const half *)p); }
 YK_FN void yk_store_half(YK_GLOBAL u16 *p, const u64 i, const f32 v) { vstore_half_rte(v, i, (YK_GLOBAL half *)p); }
+YK_FN f32 yk_round_half(const f32 v)
+{
+    u16 h;
+    vstore_half_rte(v, 0, (half *)&h);
+    return vload_half(0, (const half *)&h);
+}
 
 YK_FN void yk_load4(YK_GLOBAL const u32 *p, u32 *v)
 {
@@ -107,6 +113,7 @@ typedef float f32;
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return __half2float(__ushort_as_half(p[i])); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = __half_as_ushort(__float2half_rn(v)); }
+YK_FN f32 yk_round_half(const f32 v) { return __half2float(__float2half_rn(v)); }
 YK_FN void yk_load4(const u32 *p, u32 *v)
 {
     const uint4 w = *(const uint4 *)p;
@@ -150,6 +157,7 @@ typedef float f32;
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return yk_f16_to_f32(p[i]); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = yk_f32_to_f16(v); }
+YK_FN f32 yk_round_half(const f32 v) { return yk_f16_to_f32(yk_f32_to_f16(v)); }
 
 #ifdef YK_EMU /* each work-item is a thread of the emulator, which looks at what they do */
 
@@ -202,6 +210,21 @@ YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
 #define YK_CPTR(type, p) (p##_base ? (YK_GLOBAL const type *)(p##_base + p##_at) : (YK_GLOBAL const type *)0)
 
 YK_FN u32 yk_min(const u32 a, const u32 b) { return a < b ? a : b; }
+
+/* Where the packed FFN parts of a layer (experts, shared expert) are: a row of words for each. Places are bytes / 256 from the weights' base; a part is
+ * UNITS equal cut units and, where TAIL_UNIT is not 0, a narrower one that lies elsewhere (docs/kernels/layout.md, "The cut unit"). */
+#define YK_PART_WORDS 12u
+#define YK_PART_AT 0u        /* first unit */
+#define YK_PART_TAIL_AT 1u   /* the narrower unit */
+#define YK_PART_UNITS 2u
+#define YK_PART_UNIT 3u      /* intermediate units of a cut unit */
+#define YK_PART_TAIL_UNIT 4u
+#define YK_PART_BYTES 5u     /* of a cut unit */
+#define YK_PART_DOWN 6u      /* bytes from a cut unit's begin to its down tiles; then of the narrower one */
+#define YK_PART_TAIL_DOWN 7u
+#define YK_PART_TILE 8u      /* bytes of a down tile; then of the narrower unit */
+#define YK_PART_TAIL_TILE 9u
+YK_FN u32 yk_part_cols(YK_GLOBAL const u32 *part) { return part[YK_PART_UNITS] * part[YK_PART_UNIT] + part[YK_PART_TAIL_UNIT]; }
 
 /* s[YK_GROUP]: the sum or maximum of what the work-items have just written, in a fixed order; s may be written again at once. */
 YK_FN f32 yk_group_sum(YK_LOCAL f32 *s)

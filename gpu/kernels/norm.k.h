@@ -1,8 +1,9 @@
 /* norm.k.h - residual addition, RMS norm, rounding to int8. Contract: docs/kernels/gpu.md, arguments: gpu/kernels.h. */
 
-/* Group (t): x[rows[t]] += y[t] + ..., out[t] = x / sqrt(mean x^2 + eps) * w + b, and its rounded form. */
+/* Group (t): x[rows[t]] += sum of y's n_y rows of t, in their order, + y2[t]; out[t] = x / sqrt(mean x^2 + eps) * w + b, and its rounded form. */
 YK_KERNEL(add_norm)(YK_OUT(x), YK_IN(y), YK_IN(y2), YK_IN(rows), YK_IN(w), YK_IN(b), YK_OUT(out), YK_OUT(q), YK_OUT(scale), YK_OUT(sum),
-                    const u32 n_cols, const u32 x_stride, const u32 y_stride, const u32 y2_stride, const u32 out_stride, const f32 eps)
+                    const u32 n_cols, const u32 x_stride, const u32 y_stride, const u32 y2_stride, const u32 out_stride, const u32 n_y,
+                    const f32 eps)
 {
     YK_SHARED(f32, stage, YK_STAGE_SIZE);
     YK_SHARED(f32, part, YK_GROUP);
@@ -18,8 +19,12 @@ YK_KERNEL(add_norm)(YK_OUT(x), YK_IN(y), YK_IN(y2), YK_IN(rows), YK_IN(w), YK_IN
         f32 acc = 0.0f;
         for (u32 c = i; c < n_cols; c += YK_GROUP) {
             f32 v = xr[c];
-            if (ya)
-                v += ya[(u64)t * y_stride + c];
+            if (ya) {
+                f32 sum_y = ya[(u64)t * n_y * y_stride + c];
+                for (u32 k = 1; k < n_y; k++)
+                    sum_y += ya[((u64)t * n_y + k) * y_stride + c];
+                v += sum_y;
+            }
             if (yb)
                 v += yb[(u64)t * y2_stride + c];
             if (ya || yb)
@@ -80,13 +85,16 @@ YK_KERNEL(quantise)(YK_IN(x), YK_IN(rows), YK_OUT(q), YK_OUT(scale), YK_OUT(sum)
     }
 }
 
-/* Group (64 blocks, t): out[t] = glu(gate[t], up[t]), and its rounded form. kind 0: silu, 1: clamped. */
-YK_KERNEL(glu)(YK_IN(gate), YK_IN(up), YK_OUT(out), YK_OUT(q), YK_OUT(scale), YK_OUT(sum), const u32 n_cols, const u32 gate_stride,
-               const u32 up_stride, const u32 out_stride, const u32 kind)
+/* Group (64 blocks, t): out[t] = glu(gate[t] + gate_b, up[t] + up_b), and its rounded form. kind 0: silu, 1: clamped. Without up, gate holds 16
+ * columns of gate and 16 of up in turn. With ids, row t is of part ids[t]: it has that part's columns, biases from row ids[t] on. */
+YK_KERNEL(glu)(YK_IN(gate), YK_IN(up), YK_IN(gate_b), YK_IN(up_b), YK_IN(ids), YK_IN(parts), YK_OUT(out), YK_OUT(q), YK_OUT(scale), YK_OUT(sum),
+               const u32 n_cols, const u32 gate_stride, const u32 up_stride, const u32 out_stride, const u32 kind)
 {
     YK_SHARED(f32, stage, YK_STAGE_SIZE);
-    const u32 c0 = yk_group(0) * YK_STAGE_COLS, t = yk_group(1), n_blocks = (n_cols + 31u) / 32u;
-    YK_GLOBAL const f32 *g_row = YK_CPTR(f32, gate) + (u64)t * gate_stride, *u_row = YK_CPTR(f32, up) + (u64)t * up_stride;
+    const u32 c0 = yk_group(0) * YK_STAGE_COLS, t = yk_group(1), row_blocks = (n_cols + 31u) / 32u, id = ids_base ? YK_CPTR(u32, ids)[t] : 0u;
+    const u32 cols = ids_base ? yk_part_cols(YK_CPTR(u32, parts) + (u64)id * YK_PART_WORDS) : n_cols, n_blocks = (cols + 31u) / 32u;
+    YK_GLOBAL const f32 *g_row = YK_CPTR(f32, gate) + (u64)t * gate_stride, *u_row = YK_CPTR(f32, up);
+    YK_GLOBAL const f32 *gb = YK_CPTR(f32, gate_b), *ub = YK_CPTR(f32, up_b);
     YK_GLOBAL f32 *o = YK_PTR(f32, out);
     YK_GLOBAL u8 *qv = YK_PTR(u8, q);
 
@@ -95,8 +103,13 @@ YK_KERNEL(glu)(YK_IN(gate), YK_IN(up), YK_OUT(out), YK_OUT(q), YK_OUT(scale), YK
         for (u32 j = i; j < YK_STAGE_COLS; j += YK_GROUP) {
             const u32 c = c0 + j;
             f32 v = 0.0f;
-            if (c < n_cols) {
-                f32 g = g_row[c], u = u_row[c];
+            if (c < cols) {
+                const u32 at = c / 16u * 32u + c % 16u;
+                f32 g = u_row ? g_row[c] : g_row[at], u = u_row ? u_row[(u64)t * up_stride + c] : g_row[at + 16u];
+                if (gb)
+                    g += gb[(u64)id * cols + c];
+                if (ub)
+                    u += ub[(u64)id * cols + c];
                 if (kind == 0) {
                     v = g / (1.0f + yk_exp(-g)) * u;
                 } else { /* written so that a NaN passes through */
@@ -116,7 +129,7 @@ YK_KERNEL(glu)(YK_IN(gate), YK_IN(up), YK_OUT(out), YK_OUT(q), YK_OUT(scale), YK
         yk_items(i)
         {
             if (c0 / 32u + i < n_blocks)
-                yk_stage_quantise(stage, c0 / 32u + i, i, (u64)t * n_blocks, qv, YK_PTR(f32, scale), YK_PTR(i16, sum));
+                yk_stage_quantise(stage, c0 / 32u + i, i, (u64)t * row_blocks, qv, YK_PTR(f32, scale), YK_PTR(i16, sum));
         }
     }
 }

@@ -14,7 +14,15 @@ typedef struct yk_product {
     YK_GLOBAL const i16 *sum;
     YK_GLOBAL const u32 *rows;
     u32 n_cols, x_stride, col_stride, t0, n; /* x_stride: floats, or blocks of a rounded row */
+    YK_GLOBAL const u8 *tail; /* tile tail_tile, where it is not one of the row */
+    u32 tail_tile;            /* YK_NO_TILE: all are */
 } yk_product;
+
+#define YK_NO_TILE 0xffffffffu
+YK_FN YK_GLOBAL const u8 *yk_pr_tile(const yk_product *m, const u32 j)
+{
+    return j == m->tail_tile ? m->tail : m->panel + (u64)j * m->col_stride;
+}
 
 /* Row of activations for token k of this group; tokens that do not exist repeat the last one, so that nothing branches. */
 YK_FN u32 yk_pr_row(const yk_product *m, const u32 k)
@@ -85,6 +93,8 @@ YK_FN void yk_pr_put(const yk_product_out *o, const u32 t, const u32 row, f32 v)
     m.col_stride = col_stride;                                                                                                        \
     m.t0 = t0;                                                                                                                        \
     m.n = yk_min(tokens, n_tokens - t0);                                                                                              \
+    m.tail = m.panel;                                                                                                                 \
+    m.tail_tile = YK_NO_TILE;                                                                                                         \
     o.y = YK_PTR(f32, y);                                                                                                             \
     o.bias = YK_CPTR(f32, bias);                                                                                                      \
     o.weights = YK_CPTR(f32, weights);                                                                                                \

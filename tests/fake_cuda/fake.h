@@ -35,7 +35,7 @@ typedef struct fake_range {
 
 enum fake_op { FAKE_COPY, FAKE_SET, FAKE_LAUNCH, FAKE_RECORD, FAKE_WAIT, FAKE_HOSTFN, FAKE_WRITE32, FAKE_WAIT32 };
 
-enum { FAKE_ARGS = 24 };
+enum { FAKE_ARGS = 32 };
 
 typedef struct fake_cmd {
     struct fake_cmd *next;
