@@ -248,6 +248,16 @@ static inline bool yk_attn_on_device(const yk_step *step, uint32_t layer)
     return places && yk_plan_attn_on_device(&places[layer].attn, step->bucket == YK_B_PREFILL, step->n_tokens);
 }
 
+/* Tokens of a step up to which each chosen part is computed for its token alone: more share what is read of the weights, but the choice goes through the host. */
+enum { YK_LIST_TOKENS = 4 };
+
+/* Does the router's choice of a layer stay on the device in this step? */
+static inline bool yk_list_on_device(const yk_step *step, uint32_t layer)
+{
+    const yk_layer_place *places = step->engine->places;
+    return places && places[layer].list.parts.handle && step->n_tokens <= YK_LIST_TOKENS && yk_attn_on_device(step, layer);
+}
+
 /* ---- stages_attn.c, stages_ffn.c, stages_io.c: the slice functions, in the order of the list above ---- */
 
 void yk_stage_attn_in(const yk_stage *st, uint32_t slice, yk_worker *w);

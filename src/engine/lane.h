@@ -19,6 +19,8 @@
  *
  * They come to the host's KV pool when the step has succeeded, like what the CPU has staged.
  *
+ * Where all of a layer is on the device and the step has few tokens (yk_list_on_device), the router's choice stays there: nothing goes down.
+ *
  * Everything is enqueued before the host starts its part, the next layer's attention included, so the device never waits for a
  * launch; attention that is copied and the slabs that a dense layer is certain to need are copied from the layer before it on.
  * Experts are copied when the router has chosen them, or, in decode and where the plan says so (yk_plan_ahead), the first ones
@@ -91,7 +93,7 @@ struct yk_gpulane {
     uint32_t box[2]; /* last value of each mailbox */
 
     /* device buffers */
-    yk_gpu_mem x, norm, qkv, q, att, y_attn, y_dev, y_cpu, gate, ups, router, ids, id_weight, sh_weight, logits;
+    yk_gpu_mem x, norm, qkv, q, att, y_attn, y_dev, y_cpu, gate, h, router, ids, id_weight, logits;
     yk_k_q8 q8, o_q8, h_q8;
     yk_gpu_mem lists, pos, seq, table, logits_rows; /* the latter parts of lists */
     yk_gpu_mem slot_token, slot_weight, rope_cs, output_norm, output_norm_b, output_b;
@@ -119,8 +121,8 @@ struct yk_gpulane {
     bool packed_locked;   /* so is e->packed */
     float *host_rows;     /* [n_tokens][max(n_in, n_embd)] rows going up */
     float *host_y;        /* [n_tokens][n_embd] the CPU's sum */
-    uint32_t *host_ids;   /* [n_tokens][n_used] */
-    float *host_weight;   /* [n_tokens][n_used], then [n_tokens] of the shared expert */
+    uint32_t *host_ids;   /* [n_tokens][n_used], one more with a shared expert */
+    float *host_weight;   /* likewise */
     uint32_t *host_token; /* [n_layers][n_slots] */
     float *host_slot_weight;
     uint32_t *host_lists; /* pos, seq [n_tokens], table [n_runs][max_blocks], logits rows [n_logits] */
@@ -132,7 +134,10 @@ struct yk_gpulane {
      * bytes a second, and experts are chosen in turn. 0: off. Logits mean nothing then. */
     double cpu_rate;
 
-    bool y_pending, y_cpu_pending; /* sums that the next add_norm takes in */
+    /* Sums that the next add_norm takes in: rows of y_dev for each token, 0: none; and whether there is one in y_cpu. */
+    uint32_t y_pending;
+    bool y_cpu_pending;
+    uint64_t n_launches, n_head_launches; /* kernels and fills so far; those behind the last layer among them */
 };
 
 /* Open the device `name` ("opencl", "opencl:1", ...) with a budget. YK_ERR_USAGE: not there. The engine's dims are known already. */

@@ -109,7 +109,8 @@ static yk_status put_matrix(placer *p, const yk_weight *w, const char *what, uin
         st = yk_packer_flush(p->packer, p->err);
     p->packer->keep_source = false;
     YK_TRY(st);
-    YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &out->mem, p->err));
+    if (!out->mem.handle)
+        YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &out->mem, p->err));
     return upload(p, out->mem, p->pack, bytes);
 }
 
@@ -125,6 +126,28 @@ static yk_status put_rows(placer *p, const yk_weight *w, uint32_t layer, yk_gpu_
     return put_bytes(p, w->data, w->row_bytes * w->n_rows, out);
 }
 
+/* Room for q, k and v one behind the other, where they are of a type: one product computes them. */
+static yk_status take_qkv(placer *p, const yk_layer *w, yk_layer_place *pl)
+{
+    const yk_weight *const ws[] = {&w->q, &w->k, &w->v};
+    yk_dev_mat *const mats[] = {&pl->q, &pl->k, &pl->v};
+    if (p->blob.on)
+        return YK_OK;
+    for (uint32_t i = 0, next; i < 3; i = next) {
+        uint64_t bytes = yk_packed_bytes(ws[i]->type, ws[i]->n_rows, ws[i]->n_cols), at = 0;
+        for (next = i + 1; next < 3 && ws[next]->type == ws[i]->type && ws[next - 1]->n_rows % YK_TILE_ROWS == 0; next++)
+            bytes += yk_packed_bytes(ws[next]->type, ws[next]->n_rows, ws[next]->n_cols);
+        yk_gpu_mem all;
+        YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &all, p->err));
+        for (uint32_t k = i; k < next; k++) {
+            const uint64_t n = yk_packed_bytes(ws[k]->type, ws[k]->n_rows, ws[k]->n_cols);
+            mats[k]->mem = (yk_gpu_mem){all.handle, all.offset + at, n};
+            at += n;
+        }
+    }
+    return YK_OK;
+}
+
 static yk_status put_attention(placer *p, uint32_t layer)
 {
     const yk_engine *e = p->e;
@@ -133,6 +156,7 @@ static yk_status put_attention(placer *p, uint32_t layer)
     const bool full = e->model->arch->qk_norm == YK_QK_NORM_FULL;
     const uint32_t hd = e->model->hp.head_dim;
     yk_layer_place *pl = &p->e->places[layer];
+    YK_TRY(take_qkv(p, w, pl));
     YK_TRY(put_matrix(p, &w->q, "attn_q", layer, &pl->q));
     YK_TRY(put_matrix(p, &w->k, "attn_k", layer, &pl->k));
     YK_TRY(put_matrix(p, &w->v, "attn_v", layer, &pl->v));
@@ -302,6 +326,70 @@ static yk_status place_slice(placer *p, uint32_t layer, const yk_slice *s)
     return odd ? place_run(p, layer, s, end - 1, 1) : YK_OK;
 }
 
+/* A part's row of YK_K_PART_WORDS; false when it is not on the device as a whole, or further than a row can say. */
+static bool part_row(const yk_part_place *pp, const yk_ffn_part *f, yk_gpu_mem base, uint32_t *row)
+{
+    const yk_slab *s = pp->slabs[0], *tail = pp->n_slabs[0] > 1 ? &s[1] : NULL;
+    if (pp->n_pieces[0] || !pp->n_slabs[0] || pp->n_slabs[0] > 2 || s->u0 || !s->dev.handle)
+        return false;
+    const uint32_t cols = s->unit * s->n_units;
+    if (tail && (tail->u0 != cols || tail->n_units != 1 || s->unit != YK_CUT_UNIT || !tail->dev.handle))
+        return false;
+    if (cols + (tail ? tail->unit : 0) != f->gate->n_rows || f->gate->type != f->up->type || s->unit_bytes > UINT32_MAX)
+        return false;
+    const yk_slab *const both[] = {s, tail};
+    uint32_t at[2] = {0};
+    for (int i = 0; i < 2 && both[i]; i++) {
+        const yk_gpu_mem m = both[i]->dev;
+        const uint64_t off = m.offset - base.offset;
+        if (m.handle != base.handle || m.offset < base.offset || off % YK_K_PART_ALIGN || off / YK_K_PART_ALIGN > UINT32_MAX)
+            return false;
+        at[i] = (uint32_t)(off / YK_K_PART_ALIGN);
+    }
+    const uint32_t words[YK_K_PART_WORDS] = {at[0],
+                                             at[1],
+                                             s->n_units,
+                                             s->unit,
+                                             tail ? tail->unit : 0,
+                                             (uint32_t)s->unit_bytes,
+                                             (uint32_t)s->down_at,
+                                             tail ? (uint32_t)tail->down_at : 0,
+                                             yk_tile_bytes(f->down->type, s->unit),
+                                             tail ? yk_tile_bytes(f->down->type, tail->unit) : 0};
+    memcpy(row, words, sizeof words);
+    return true;
+}
+
+/* The table of a layer whose experts are all on the device, attention too. */
+static yk_status place_list(placer *p, uint32_t layer)
+{
+    const yk_layer *w = &p->e->model->layers[layer];
+    yk_layer_place *place = &p->e->places[layer];
+    const uint32_t n = yk_ffn_parts(w);
+    bool all = w->moe && place->attn_dev && place->parts[0].n_slabs[0];
+    for (uint32_t i = 0; i < p->plan->layers[layer].n_slices; i++)
+        all = all && p->plan->layers[layer].slices[i].home != YK_HOST;
+    if (w->sh_gate.data)
+        all = all && !w->gate_b && !w->down_b && w->sh_gate.type == w->gate.type && w->sh_down.type == w->down.type;
+    if (!all)
+        return YK_OK;
+    uint32_t *rows = yk_alloc(YK_MEM_PLAN, n, YK_K_PART_WORDS * sizeof *rows);
+    if (!rows)
+        return yk_fail_memory(p->err, (uint64_t)n * YK_K_PART_WORDS * sizeof *rows, "a placement");
+    const yk_gpu_mem base = place->parts[0].slabs[0][0].dev;
+    yk_status st = YK_OK;
+    for (uint32_t i = 0; all && i < n; i++) {
+        const yk_ffn_part f = yk_ffn_part_of(w, i);
+        all = part_row(&place->parts[i], &f, base, rows + (size_t)i * YK_K_PART_WORDS);
+        place->list.width = f.gate->n_rows > place->list.width ? f.gate->n_rows : place->list.width;
+    }
+    place->list.base = base;
+    if (all)
+        st = put_bytes(p, rows, (uint64_t)n * YK_K_PART_WORDS * sizeof *rows, &place->list.parts);
+    yk_free(rows);
+    return st;
+}
+
 static yk_status place_ffn(placer *p, uint32_t layer)
 {
     const yk_layer *w = &p->e->model->layers[layer];
@@ -319,6 +407,7 @@ static yk_status place_ffn(placer *p, uint32_t layer)
         release(p, all[i]);
     if (!dev || !w->moe)
         return YK_OK;
+    YK_TRY(place_list(p, layer));
     YK_TRY(put_vector(p, w->gate_b, (uint64_t)w->gate.n_mats * w->gate.n_rows, &place->gate_b));
     YK_TRY(put_vector(p, w->up_b, (uint64_t)w->up.n_mats * w->up.n_rows, &place->up_b));
     return put_vector(p, w->down_b, (uint64_t)w->down.n_mats * w->down.n_rows, &place->down_b);
@@ -350,6 +439,7 @@ static yk_status take_activations(placer *p)
     const yk_dims *d = &e->d;
     const yk_hparams *hp = &e->model->hp;
     const uint64_t n = d->n_tokens, runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
+    const uint64_t listed = (n < YK_LIST_TOKENS ? n : YK_LIST_TOKENS) * (hp->n_used + 1), rows = n > listed ? n : listed;
     const struct {
         yk_gpu_mem *mem;
         uint64_t words;
@@ -360,14 +450,13 @@ static yk_status take_activations(placer *p)
         {&l->q, n * d->n_q},
         {&l->att, n * d->n_q},
         {&l->y_attn, n * d->n_embd},
-        {&l->y_dev, n * d->n_embd},
+        {&l->y_dev, rows * d->n_embd},
         {&l->y_cpu, n * d->n_embd},
-        {&l->gate, n * d->n_ff},
-        {&l->ups, n * d->n_ff},
-        {&l->router, n * hp->n_experts},
-        {&l->ids, n * hp->n_used},
-        {&l->id_weight, n * hp->n_used},
-        {&l->sh_weight, n},
+        {&l->gate, rows * 2 * ((d->n_ff + 15) / 16 * 16)},
+        {&l->h, rows * d->n_ff},
+        {&l->router, n * (hp->n_experts + 1)},
+        {&l->ids, n * (hp->n_used + 1)},
+        {&l->id_weight, n * (hp->n_used + 1)},
         {&l->lists, 2 * n + d->n_logits + runs * d->max_blocks},
         {&l->slot_token, d->n_slots},
         {&l->slot_weight, d->n_slots},
@@ -378,7 +467,7 @@ static yk_status take_activations(placer *p)
         YK_TRY(take_activation(p, take[i].words * 4, take[i].mem));
     YK_TRY(take_q8(p, &l->q8, n, d->n_embd));
     YK_TRY(take_q8(p, &l->o_q8, n, d->n_q));
-    return take_q8(p, &l->h_q8, n, d->n_ff);
+    return take_q8(p, &l->h_q8, rows, d->n_ff);
 }
 
 uint64_t yk_gpulane_activation_bytes(const yk_engine *e)
@@ -432,7 +521,7 @@ static yk_status take_host(placer *p)
     const size_t n = d->n_tokens, runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
     const size_t width = d->n_in > d->n_embd ? d->n_in : d->n_embd, lists = (size_t)e->model->hp.n_layers * d->n_slots;
     const size_t sizes[] = {
-        n * width, n * d->n_embd, n * k, n * (k + 1), lists, lists, 2 * n + d->n_logits + runs * d->max_blocks};
+        n * width, n * d->n_embd, n * (k + 1), n * (k + 1), lists, lists, 2 * n + d->n_logits + runs * d->max_blocks};
     void **const at[] = {(void **)&l->host_rows,   (void **)&l->host_y,     (void **)&l->host_ids,
                          (void **)&l->host_weight, (void **)&l->host_token, (void **)&l->host_slot_weight,
                          (void **)&l->host_lists};

@@ -61,6 +61,12 @@ typedef struct yk_layer_place {
     yk_gpu_mem router, router_b, sh_router;
     yk_gpu_mem gate_b, up_b, down_b; /* expert biases, where any unit is computed there */
     yk_gpu_mem kv;
+    /* Where all parts of a layer with experts are on the device: the router's choice then need not go through the host. parts without memory:
+     * it has to. */
+    struct {
+        yk_gpu_mem base, parts; /* parts: rows of YK_K_PART_WORDS, places from base on */
+        uint32_t width;         /* of the widest part */
+    } list;
     yk_part_place *parts;                                /* [experts + shared, or 1] */
     bool cpu_part[YK_N_BUCKETS], dev_part[YK_N_BUCKETS]; /* which lanes have FFN work in a bucket */
     bool copied_part[YK_N_BUCKETS];                      /* does some of it need a staging slot? */

@@ -173,7 +173,7 @@ static bool runs_here(const yk_step *step, uint32_t layer, enum yk_stage_kind ki
 {
     const yk_engine *e = step->engine;
     const yk_layer_place *pl = &e->places[layer];
-    const bool cpu = pl->cpu_part[step->bucket], moe = e->model->layers[layer].moe;
+    const bool cpu = pl->cpu_part[step->bucket], moe = e->model->layers[layer].moe && !yk_list_on_device(step, layer);
     const bool attn_dev = yk_attn_on_device(step, layer);
     switch (kind) {
     case YK_S_FFN_IN:
