@@ -60,7 +60,8 @@ typedef struct step {
     uint32_t n_cols, col;
     const group *a;
     float *y;
-    bool fetch;
+    bool fetch;        /* what comes NEAR and FAR behind the tile is fetched meanwhile */
+    int64_t near, far; /* without `fetch`: what comes so far from it, into L1 and L2; near 0: nothing is */
 } step;
 typedef void (*step_fn)(const step *s);
 
@@ -116,7 +117,7 @@ INLINE __m256 exponents(const uint8_t *p)
 
 /* Part `part` of `parts` of the lines that `bytes` take, of what comes NEAR and FAR behind p: a few at a time, because a burst waits for the
  * few buffers of outstanding lines (docs/SPEED.md, 12). Addresses past the weights are harmless. */
-INLINE void prefetch(const uint8_t *p, uint32_t bytes, bool far, int part, int parts)
+INLINE void prefetch_rows(const uint8_t *p, uint32_t bytes, bool far, int part, int parts)
 {
     const int lines = (int)(bytes + 63) / 64, end = (part + 1) * lines / parts;
 #pragma GCC unroll 16
@@ -124,6 +125,17 @@ INLINE void prefetch(const uint8_t *p, uint32_t bytes, bool far, int part, int p
         _mm_prefetch((const char *)p + NEAR + 64 * l, _MM_HINT_T0);
         if (far)
             _mm_prefetch((const char *)p + FAR + 64 * l, _MM_HINT_T1);
+    }
+}
+
+/* The lines that `bytes` take, of what comes s->near and s->far behind p: those of a block at once, a branch for every few would cost rows more. */
+INLINE void prefetch_apart(const step *s, const uint8_t *p, uint32_t bytes)
+{
+    const char *near_at = (const char *)p + s->near, *far_at = (const char *)p + s->far;
+#pragma GCC unroll 16
+    for (uint32_t l = 0; l < bytes; l += 64) {
+        _mm_prefetch(near_at + l, _MM_HINT_T0);
+        _mm_prefetch(far_at + l, _MM_HINT_T1);
     }
 }
 
@@ -249,7 +261,7 @@ INLINE void expand(yk_type type, const step *s)
     for (uint32_t b = 0; b < blocks; b++) {
 #pragma GCC unroll 8
         for (int j = 0; j < 8; j++) {
-            prefetch(s->w + b * block_bytes(type), block_bytes(type), true, j, 8);
+            prefetch_rows(s->w + b * block_bytes(type), block_bytes(type), true, j, 8);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++)
                 _mm256_store_si256((__m256i *)(void *)(e->q + 512 * b + 64 * j + 32 * h), codes(&f, s, &g, b, j, h));
@@ -358,11 +370,13 @@ INLINE void dot_block(const form *f, const step *s, const yk_tile *g, uint32_t b
     const int together = flush == 2 ? 2 : 1;
     const __m256i one = _mm256_set1_epi16(1);
     __m256i narrow[2][INTS];
+    if (__builtin_expect(s->near && !f->ready && part == 0, 0)) /* out of the way of rows */
+        prefetch_apart(s, s->w + b * block_bytes(type), block_bytes(type));
 #pragma GCC unroll 8
     for (int j = first; j < end; j += together) {
         __m256i c[2][2];
         if (s->fetch && !f->ready)
-            prefetch(s->w + b * block_bytes(type), block_bytes(type), true, j / together, 8 / together);
+            prefetch_rows(s->w + b * block_bytes(type), block_bytes(type), true, j / together, 8 / together);
 #pragma GCC unroll 2
         for (int i = 0; i < together; i++)
 #pragma GCC unroll 2
@@ -496,6 +510,8 @@ INLINE void step_two(const form *f, const step *s)
 #pragma GCC unroll 1
     for (uint32_t b = 0; b < 8; b++) {
         __m256i all[2][INTS];
+        if (__builtin_expect(s->near && !f->ready, 0))
+            prefetch_apart(s, s->w + b * block_bytes(type), block_bytes(type));
 #pragma GCC unroll 2
         for (int part = 0; part < 2; part++) {
             __m256i sum[2][INTS];
@@ -503,7 +519,7 @@ INLINE void step_two(const form *f, const step *s)
             for (int j = 4 * part; j < 4 * part + 4; j++) {
                 __m256i c[2];
                 if (s->fetch && !f->ready)
-                    prefetch(s->w + b * block_bytes(type), block_bytes(type), true, j, 8);
+                    prefetch_rows(s->w + b * block_bytes(type), block_bytes(type), true, j, 8);
 #pragma GCC unroll 2
                 for (int h = 0; h < 2; h++)
                     c[h] = codes(f, s, &g, b, j, h);
@@ -591,7 +607,9 @@ INLINE void step_float(const form *f, const step *s)
         for (size_t k = 0; k < s->n_cols; k += 2) {
             const uint8_t *w = s->w + k / 2 * bytes;
             if (s->fetch)
-                prefetch(w, bytes, false, 0, 1);
+                prefetch_rows(w, bytes, false, 0, 1);
+            else if (s->near)
+                prefetch_apart(s, w, bytes);
             add_column(f, w, 0, x, k, all[0]);
             if (k + 1 < s->n_cols)
                 add_column(f, w, 1, x, k, all[1]);
@@ -606,7 +624,9 @@ INLINE void step_float(const form *f, const step *s)
                 sum[0][t] = sum[1][t] = _mm256_setzero_ps();
             for (size_t k = 0; k + (size_t)odd < s->n_cols; k += 2, w += bytes) {
                 if (s->fetch && !odd)
-                    prefetch(w, bytes, false, 0, 1);
+                    prefetch_rows(w, bytes, false, 0, 1);
+                else if (s->near && !odd)
+                    prefetch_apart(s, w, bytes);
                 add_column(f, w, odd, x, k, sum);
             }
 #pragma GCC unroll 6
@@ -711,7 +731,7 @@ static void panel_groups(const yk_matmul_packed *m, const steps *st, const uint8
     for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS) {
         const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
         const bool ready = st->expand && n_groups > (yk_tile_is_q2(st->type) ? 1u : 2u);
-        step s = {w, e, cols, c, groups, y, !ready};
+        step s = {w, e, cols, c, groups, y, !ready, 0, 0};
         if (ready)
             st->expand(&s);
         for (; s.a < groups + n_groups; s.a++, s.fetch = false)
@@ -733,6 +753,17 @@ static void store_panel(const yk_matmul_packed *m, uint32_t r, uint32_t t0, uint
     }
 }
 
+/* From a tile at column c to the one that comes `ahead` columns later; behind the last column to the first ones of the panels that follow these, which
+ * the next call often begins with. */
+static int64_t column_ahead(const yk_matmul_packed *m, uint32_t c, uint32_t ahead, uint32_t n_panels)
+{
+    const uint32_t n = (m->n_cols + YK_TILE_COLS - 1) / YK_TILE_COLS, at = c / YK_TILE_COLS;
+    const int64_t stride = (int64_t)m->tile_stride;
+    if (at + ahead < n)
+        return ahead * stride;
+    return n_panels * (int64_t)m->panel_bytes + ((int64_t)((at + ahead) % n) - at) * stride;
+}
+
 /* The same for one group when the tiles of a panel lie far apart but panels follow each other: all panels of a chunk meet a column of tiles before the
  * next one, which is fetched meanwhile. */
 static void columns_first(const yk_matmul_packed *m, const steps *st, const group *g)
@@ -745,16 +776,10 @@ static void columns_first(const yk_matmul_packed *m, const steps *st, const grou
         memset(sums, 0, n_panels * sizeof sums[0]);
         for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS, column += m->tile_stride) {
             const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
-            const uint32_t bytes = yk_tile_of(st->type, cols).bytes;
             for (uint32_t p = 0; p < n_panels; p++) {
                 const uint8_t *w = column + p * m->panel_bytes;
-                if (c + YK_TILE_COLS < m->n_cols)
-                    for (uint32_t l = 0; l < bytes; l += 64)
-                        _mm_prefetch((const char *)w + m->tile_stride + l, _MM_HINT_T0);
-                if (c + AHEAD * YK_TILE_COLS < m->n_cols)
-                    for (uint32_t l = 0; l < bytes; l += 64)
-                        _mm_prefetch((const char *)w + AHEAD * m->tile_stride + l, _MM_HINT_T1);
-                st->direct[g->n](&(step){w, NULL, cols, c, g, sums[p], false});
+                const int64_t near = column_ahead(m, c, 1, n_panels), far = column_ahead(m, c, AHEAD, n_panels);
+                st->direct[g->n](&(step){w, NULL, cols, c, g, sums[p], false, near, far});
             }
         }
         for (uint32_t p = 0; p < n_panels; p++)
