@@ -15,19 +15,23 @@
 
 enum { WINDOWS = 7, MAX_THREADS = 1024 };
 
-static double copy(const yk_crew_work *w, uint8_t *memory)
+void yk_crew_stream(uint8_t *to, const uint8_t *from, uint64_t bytes)
 {
-    const uint64_t bytes = w->bytes / 2;
-    uint8_t *to = memory + bytes;
 #if defined(__SSE2__)
     for (uint64_t i = 0; i < bytes; i += 64)
         for (uint64_t j = i; j < i + 64; j += 16)
-            _mm_stream_si128((__m128i *)(void *)(to + j), _mm_load_si128((const __m128i *)(const void *)(memory + j)));
+            _mm_stream_si128((__m128i *)(void *)(to + j), _mm_load_si128((const __m128i *)(const void *)(from + j)));
     _mm_sfence();
 #else
-    memcpy(to, memory, bytes);
+    memcpy(to, from, bytes);
 #endif
-    return to[0];
+}
+
+static double copy(const yk_crew_work *w, uint8_t *memory)
+{
+    const uint64_t bytes = w->bytes / 2;
+    yk_crew_stream(memory + bytes, memory, bytes);
+    return memory[bytes];
 }
 
 yk_crew_work yk_crew_copy(uint64_t bytes)

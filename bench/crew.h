@@ -19,6 +19,8 @@ struct yk_crew_work {
 
 /* Operations are bytes copied, each read once and written once past the caches, as packing does; `bytes` read and as many written by a thread. */
 yk_crew_work yk_crew_copy(uint64_t bytes);
+/* One such copy: a multiple of 64 bytes, both ends 64-byte aligned. */
+void yk_crew_stream(uint8_t *to, const uint8_t *from, uint64_t bytes);
 /* Memory of all threads together that is larger than the caches, and no more than a quarter of what is free. */
 uint64_t yk_crew_memory(const yk_cpu_info *info);
 

@@ -4,7 +4,8 @@
  *
  * FOLDER takes a pack cache and has to be empty. In turns, each in a process of its own, the model's file in the page cache: opening an engine that packs; one
  * that packs and writes the cache; one that reads it; reading the same file by as many threads into fresh memory (huge pages, as the engine's) and into memory
- * that was there before; copying memory. Medians and best of the repetitions; the shares are of the medians. Rates are bytes of packed weights
+ * that was there before; copying the mapped model file to fresh memory past the caches, its pages given back as they are done, which is packing without the
+ * packing; copying memory. Medians and best of the repetitions; the shares are of the medians. Rates are bytes of packed weights
  * over the whole time of yk_engine_open; peak memory is that of the process, mapped pages of the model included. */
 #include <dirent.h>
 #include <fcntl.h>
@@ -25,9 +26,10 @@
 
 enum { MAX_REPS = 31, MAX_THREADS = 256, CHUNK = 256 << 10 };
 
-enum { PACK, WRITE, CACHE, READ_FRESH, READ_WARM, COPY, N_WAYS };
+enum { PACK, WRITE, CACHE, READ_FRESH, READ_WARM, COPY_FILE, COPY, N_WAYS };
 static const char *const names[N_WAYS] = {
-    "pack", "pack and write", "read the cache", "file to fresh memory", "file to warm memory", "copy memory"};
+    "pack",       "pack and write", "read the cache", "file to fresh memory", "file to warm memory", "mapped file to fresh",
+    "copy memory"};
 
 typedef struct result {
     double seconds, bytes; /* bytes 0: it failed */
@@ -88,6 +90,7 @@ static result open_engine(const job *j, const char *cache)
 
 typedef struct reading {
     int fd;
+    const uint8_t *from; /* of a mapped file, or NULL: fd is read */
     uint8_t *to;
     uint64_t bytes;
     _Atomic(uint64_t) next;
@@ -99,17 +102,33 @@ static void *read_main(void *arg)
     reading *r = arg;
     for (uint64_t at; (at = atomic_fetch_add(&r->next, CHUNK)) < r->bytes;) {
         const uint64_t n = r->bytes - at < CHUNK ? r->bytes - at : CHUNK;
-        if (pread(r->fd, r->to + at, n, (off_t)at) != (ssize_t)n)
+        if (r->from) {
+            yk_crew_stream(r->to + at, r->from + at, n & ~63ull);
+            yk_map_release(r->from + at, n);
+        } else if (pread(r->fd, r->to + at, n, (off_t)at) != (ssize_t)n)
             atomic_store(&r->failed, true);
     }
     return NULL;
+}
+
+/* r->bytes to r->to by the threads; seconds. */
+static double read_all(reading *r, uint32_t n_threads)
+{
+    pthread_t threads[MAX_THREADS];
+    uint32_t n = 1;
+    const uint64_t begin = yk_now_ns();
+    for (; n < n_threads && pthread_create(&threads[n], NULL, read_main, r) == 0; n++)
+        ;
+    read_main(r);
+    for (uint32_t i = 1; i < n; i++)
+        pthread_join(threads[i], NULL);
+    return 1e-9 * (double)(yk_now_ns() - begin);
 }
 
 static result read_file(const job *j, bool warm)
 {
     struct stat st;
     yk_arena memory;
-    pthread_t threads[MAX_THREADS];
     reading r = {.fd = open(j->file, O_RDONLY)};
     if (r.fd < 0 || fstat(r.fd, &st) != 0 || yk_arena_open(&memory, YK_MEM_RUNTIME, (size_t)st.st_size, true, NULL) != YK_OK)
         return (result){0};
@@ -117,17 +136,23 @@ static result read_file(const job *j, bool warm)
     r.to = memory.base;
     if (warm)
         memset(r.to, 1, r.bytes);
-    uint32_t n = 1;
-    const uint64_t begin = yk_now_ns();
-    for (; n < j->threads && pthread_create(&threads[n], NULL, read_main, &r) == 0; n++)
-        ;
-    read_main(&r);
-    for (uint32_t i = 1; i < n; i++)
-        pthread_join(threads[i], NULL);
-    const uint64_t end = yk_now_ns();
+    const double seconds = read_all(&r, j->threads);
     yk_arena_close(&memory);
     close(r.fd);
-    return (result){.seconds = 1e-9 * (double)(end - begin), .bytes = r.failed ? 0 : (double)r.bytes};
+    return (result){.seconds = seconds, .bytes = r.failed ? 0 : (double)r.bytes};
+}
+
+static result copy_file(const job *j)
+{
+    yk_map map;
+    yk_arena memory;
+    if (yk_map_open(&map, j->model, NULL) != YK_OK || yk_arena_open(&memory, YK_MEM_RUNTIME, map.size, true, NULL) != YK_OK)
+        return (result){0};
+    reading r = {.from = map.data, .to = memory.base, .bytes = map.size};
+    const double seconds = read_all(&r, j->threads);
+    yk_arena_close(&memory);
+    yk_map_close(&map);
+    return (result){.seconds = seconds, .bytes = (double)r.bytes};
 }
 
 static result copy_memory(const job *j)
@@ -157,6 +182,7 @@ static result measure(job *j, int way)
     if (pid == 0) {
         find_file(j);
         r = way == COPY        ? copy_memory(j)
+            : way == COPY_FILE ? copy_file(j)
             : way < READ_FRESH ? open_engine(j, way == PACK ? NULL : j->folder)
                                : read_file(j, way == READ_WARM);
         _exit(write(ends[1], &r, sizeof r) == (ssize_t)sizeof r ? 0 : 1);
@@ -204,10 +230,11 @@ static int report(result all[][N_WAYS], uint32_t reps, double model_bytes)
     for (uint32_t i = 0; i < reps; i++)
         for (int w = PACK; w <= CACHE; w++)
             peak = all[i][w].peak_bytes > peak ? all[i][w].peak_bytes : peak;
-    printf("packing is %.0f %% of copying; from the cache %.0f %% of reading the file to fresh memory, %.0f %% of to warm "
+    printf("packing is %.0f %% of copying, %.0f %% of copying the mapped file to fresh memory; from the cache %.0f %% of "
+           "reading the file to fresh memory, %.0f %% of to warm "
            "memory; peak memory %.2f of the model\n",
-           100 * median[PACK] / median[COPY], 100 * median[CACHE] / median[READ_FRESH], 100 * median[CACHE] / median[READ_WARM],
-           (double)peak / model_bytes);
+           100 * median[PACK] / median[COPY], 100 * median[PACK] / median[COPY_FILE], 100 * median[CACHE] / median[READ_FRESH],
+           100 * median[CACHE] / median[READ_WARM], (double)peak / model_bytes);
     return 0;
 }
 
