@@ -7,12 +7,14 @@
 #   build                                    yoke, the CUDA module for one architecture, the tests of devices (under four minutes)
 #   gpu-tests                                device, kernel, product, attention and dialect tests, hybrid plans; compute-sanitizer where it is
 #   kernels                                  products, attention, launches, copies, hand-off: yoke profile, and its fits as CSV
+#   mma                                      products by matrix units against those without: tests of both, fits of both as CSV, prefill of both
 #   bench                                    yoke bench, everything on the device and on the CPU alone: models/ and one made here
 #   model SHAPE@TYPE                         makes a model that is too large for the steps that use it to make it
 #   hybrid --cell MODEL:BUDGET               yoke bench with this much device memory, beside the CPU alone. MODEL: a file, or SHAPE@TYPE of yoke synth,
 #                                            which is made here: hybrid --cell llama-1b@Q4_K_M:400M
 #
-# Environment: OUT folder of results (build-device/out): device.log, tests.csv, kernels.csv, machine.json, bench.csv, hybrid.csv. SM architecture (90).
+# Environment: OUT folder of results (build-device/out): device.log, tests.csv, kernels.csv, mma.csv, mma-bench.csv,
+# machine.json, bench.csv, hybrid.csv. SM architecture (90).
 # SYNTH model that `bench` makes (llama-1b@Q4_K_M). Steps stand alone: one that failed is named again. Exit 1 when one fails.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -190,6 +192,55 @@ END
     say "kernels: $(($(wc -l <"$out/kernels.csv") - 1)) rows in $out/kernels.csv"
 }
 
+# Matrix units: gpu/cuda/mma.k.h. YOKE_CUDA_MMA=0 leaves them out; both give the same bits: test_gpu_matvec compares with double precision, and
+# many tokens with one at a time.
+do_mma() {
+    local b=$build/tests m type which
+    need_gpu mma
+    bad=0
+    [ -s "$out/tests.csv" ] || echo "test,result,exit,seconds" >"$out/tests.csv"
+    one mma-matvec 60 "$b/test_gpu_matvec" cuda "$b"
+    YOKE_CUDA_MMA=0 one mma-off-matvec 60 "$b/test_gpu_matvec" cuda "$b"
+    [ $bad -eq 0 ] || die "mma: results are wrong: $log"
+    rm -f "$out/mma-bench.csv" "$out"/mma-*.json
+    for type in Q4_0 Q4_K_M Q8_0; do
+        m=$(model "llama-1b@$type" 60) || exit 1
+        for which in 1 0; do
+            export YOKE_CUDA_MMA=$which
+            run 40 "$yoke" profile --device cuda:0 -m "$m" -o "$out/mma-$type-$which.json" || die "mma: yoke profile failed: $log"
+            rows "$out/mma-bench.csv" "$type mma=$which" -m "$m" --device cuda:0 --no-auto-partition -p 512 -n 8 -r 3
+        done
+        unset YOKE_CUDA_MMA
+    done
+    python3 - "$out" >"$out/mma.csv" <<'END' || die "mma: no products of 16 tokens or more in $out/mma-*.json"
+import glob
+import json
+import sys
+
+BYTES = 32 << 20
+
+
+def times(path):
+    """Nanoseconds of a product with 32 MiB of weights, by type and tokens."""
+    with open(path, encoding='utf-8') as f:
+        d = [x for x in json.load(f)['devices'] if x['backend'] == 'cuda'][0]
+    return {(kind, int(n)): fit['ns'] + BYTES / fit['bytes_per_s'] * 1e9
+            for kind, by_n in d.get('product_fits', {}).items() for n, fit in by_n.items()}
+
+
+rows = {}
+for on in glob.glob(sys.argv[1] + '/mma-*-1.json'):
+    a, b = times(on), times(on[:-6] + '0.json')
+    rows.update({key: (a[key], b[key]) for key in a if key in b and key[1] >= 16})
+print('type,tokens,us_mma,us_without,ratio')
+for (kind, n), (a, b) in sorted(rows.items()):
+    print('%s,%d,%.1f,%.1f,%.2f' % (kind, n, a / 1e3, b / 1e3, b / a))
+sys.exit(0 if rows else 1)
+END
+    [ $bad -eq 0 ] || die "mma: $bad measurements failed"
+    say "mma: $(($(wc -l <"$out/mma.csv") - 1)) rows in $out/mma.csv"
+}
+
 # rows CSV LABEL FLAGS...: yoke bench, its rows with the label in front.
 rows() {
     local file=$1 label=$2 text
@@ -244,6 +295,7 @@ while [ $# -gt 0 ]; do
         build) do_build ;;
         gpu-tests) do_gpu_tests ;;
         kernels) do_kernels ;;
+        mma) do_mma ;;
         bench) do_bench ;;
         model)
             if [ $# -lt 1 ]; then
@@ -259,9 +311,9 @@ while [ $# -gt 0 ]; do
             do_hybrid "$2"
             shift 2
             ;;
-        -h | --help) sed -n '2,20s/^# \{0,1\}//p' "$0" ;;
+        -h | --help) sed -n '2,22s/^# \{0,1\}//p' "$0" ;;
         *)
-            echo "device.sh: unknown step $step (carry build gpu-tests kernels bench model hybrid)" >&2
+            echo "device.sh: unknown step $step (carry build gpu-tests kernels mma bench model hybrid)" >&2
             exit 2
             ;;
     esac

@@ -175,6 +175,8 @@ yk_status yk_modules_load(yk_modules **out, const yk_modules_opts *opts, yk_erro
         const bool is_null = strcmp(names[i], "null") == 0, is_cuda = strcmp(names[i], "cuda") == 0;
         const char *hold = is_cuda ? yk_env_cuda_hold() : NULL;
         const bool holds = hold && *hold && strcmp(hold, "0") != 0;
+        const char *mma = is_cuda ? yk_env_cuda_mma() : NULL;
+        const bool plain = mma && strcmp(mma, "0") == 0;
         b->name = names[i];
         b->host = (yk_host_calls){.abi = YK_DEVICE_ABI,
                                   .size = sizeof b->host,
@@ -182,9 +184,11 @@ yk_status yk_modules_load(yk_modules **out, const yk_modules_opts *opts, yk_erro
                                   .free = yk_free,
                                   .log = host_log,
                                   .cache_dir = m->cache_dir,
-                                  .options = is_null ? m->null_options
-                                             : holds ? "hold"
-                                                     : NULL};
+                                  .options = is_null          ? m->null_options
+                                             : holds && plain ? "hold,nomma"
+                                             : holds          ? "hold"
+                                             : plain          ? "nomma"
+                                                              : NULL};
         if (is_null && !null_options)
             say_why(b, "a device without hardware, for tests; used when --device null names it");
         else

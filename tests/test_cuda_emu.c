@@ -234,7 +234,7 @@ static void both(const char *name, const yk_k_call *c)
     yk_emu *e = yk_emu_open();
     assert_non_null(e);
     assert_true(yk_emu_memory(e, "given", given, SPACE, true));
-    if (!yk_emu_kernel_run(e, yk_emu_kernel_find(name), a, c->launch.groups))
+    if (!yk_emu_kernel_run(e, yk_emu_find_80(name), a, c->launch.groups))
         no_findings(e, name);
     no_findings(e, name);
     assert_memory_equal(given, host, SPACE);

@@ -312,6 +312,79 @@ static void test_lost(void **state)
     t->close(gpu);
 }
 
+/* The kernel that a product of n tokens is launched as. */
+static const char *product_kernel(yk_type type, uint32_t n)
+{
+    const char *(*launched)(void) = NULL;
+    yk_gpu *gpu;
+    yk_gpu_stream *s;
+    yk_gpu_mem m;
+    yk_gpu_kernel *k;
+    *(void **)&launched = dlsym(dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD), "fake_cuda_launched");
+    assert_non_null(launched);
+    must(t->open(&gpu, 0, 1 << 20));
+    must(t->stream_open(gpu, YK_STREAM_COMPUTE, &s));
+    must(t->mem_alloc(gpu, YK_MEM_ACTIVATION, 1 << 19, &m));
+    must(t->fill(s, m, 0, 1 << 19));
+    must(t->kernel_get(gpu, yk_k_matvec_name(type, n), &k));
+    yk_k_call c;
+    yk_k_call_matvec(&c, k,
+                     &(yk_k_matvec){.type = type,
+                                    .w = m,
+                                    .x = m,
+                                    .q8 = {m, m, m},
+                                    .y = m,
+                                    .n = n,
+                                    .n_rows = 16,
+                                    .n_cols = 256,
+                                    .x_stride = type == YK_TYPE_F16 ? 256 : 8,
+                                    .y_stride = 16,
+                                    .panel_bytes = 8192,
+                                    .tile_bytes = 8192});
+    must(t->launch(s, &c.launch));
+    const char *name = launched();
+    must(t->stream_sync(s));
+    t->mem_free(gpu, YK_MEM_ACTIVATION, &m);
+    t->close(gpu);
+    return name;
+}
+
+/* Matrix units from 16 tokens on, for types that are rounded; never where the environment says so; not to be asked for by name. */
+static void test_mma(void **state)
+{
+    (void)state;
+    static const uint32_t sm[] = {75, 80, 86, 90, 120};
+    yk_gpu *gpu;
+    yk_gpu_kernel *k;
+    for (uint32_t i = 0; i < sizeof sm / sizeof *sm; i++) {
+        char settings[32];
+        yk_modules_close(&modules);
+        snprintf(settings, sizeof settings, "sm=%u", sm[i]);
+        setenv("FAKE_CUDA", settings, 1);
+        assert_int_equal(yk_modules_load(&modules, NULL, NULL), YK_OK);
+        t = &cuda()->table;
+        assert_string_equal(product_kernel(YK_TYPE_Q4_0, 15), "matvec_q4_0");
+        assert_string_equal(product_kernel(YK_TYPE_Q4_0, 16), "mma_q4_0");
+        assert_string_equal(product_kernel(YK_TYPE_Q4_0, 17), "mma_q4_0");
+        assert_string_equal(product_kernel(YK_TYPE_Q6_K, 200), "mma_q6_k");
+        assert_string_equal(product_kernel(YK_TYPE_F16, 200), "matmul_f16");
+    }
+    must(t->open(&gpu, 0, 1 << 20));
+    assert_int_equal(t->kernel_get(gpu, "mma_q4_0", &k), YK_ERR_USAGE);
+    t->close(gpu);
+    yk_modules_close(&modules);
+    setenv("YOKE_CUDA_MMA", "0", 1);
+    assert_int_equal(yk_modules_load(&modules, NULL, NULL), YK_OK);
+    t = &cuda()->table;
+    assert_string_equal(product_kernel(YK_TYPE_Q4_0, 16), "matvec_q4_0");
+    assert_string_equal(product_kernel(YK_TYPE_Q6_K, 200), "matmul_q6_k");
+    unsetenv("YOKE_CUDA_MMA");
+    yk_modules_close(&modules);
+    setenv("FAKE_CUDA", "devices=2", 1);
+    assert_int_equal(yk_modules_load(&modules, NULL, NULL), YK_OK);
+    t = &cuda()->table;
+}
+
 /* Where OpenCL has the same card, `auto` takes CUDA's. */
 static void test_doubles(void **state)
 {
@@ -339,9 +412,11 @@ int main(void)
         cmocka_unit_test(test_free_behind_wait),
         cmocka_unit_test(test_full_queue),
         cmocka_unit_test(test_shared_registration),
+        cmocka_unit_test(test_mma),
         cmocka_unit_test(test_lost),
         cmocka_unit_test(test_doubles),
     };
     unsetenv("YOKE_CUDA_HOLD");
+    unsetenv("YOKE_CUDA_MMA");
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -158,12 +158,13 @@ static yk_status open_parts(yk_gpu *g)
     const char *options = yk_module_host->options;
     size_t before = 0, after = 0;
     yk_status st = free_memory(g->context, &before);
+    g->mma = !(options && strstr(options, "nomma")); /* each architecture that is compiled for has them */
     if (st == YK_OK)
         st = yk_cu_program_open(g);
     if (st == YK_OK)
         st = yk_cu_stream_open(g, YK_STREAM_COMPUTE, &g->own);
     if (st == YK_OK)
-        st = yk_cu_boxes_open(g, options && strcmp(options, "hold") == 0);
+        st = yk_cu_boxes_open(g, options && strstr(options, "hold"));
     if (st == YK_OK)
         st = yk_cu_clock_measure(g);
     if (st == YK_OK)

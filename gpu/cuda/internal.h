@@ -33,6 +33,8 @@ typedef struct yk_cu_pinned {
 struct yk_gpu_kernel {
     CUfunction function;
     const char *name, *kinds;
+    const struct yk_gpu_kernel *mma; /* the same product by matrix units (gpu/cuda/mma.k.h), or NULL */
+    uint32_t threads;                /* of a group */
 };
 
 struct yk_gpu_event {
@@ -115,6 +117,7 @@ struct yk_gpu {
     CUdevice device;
     CUcontext context;
     CUmodule module;
+    bool mma; /* matrix units are used */
     struct yk_gpu_kernel *kernels;
     yk_module_budget budget;
     uint64_t runtime_bytes;

@@ -94,7 +94,7 @@ static CUresult launch(const yk_gpu_stream *s, const yk_cu_cmd *c)
     void *params[2 * YK_GPU_MAX_ARGS];
     for (uint32_t i = 0; i < c->n_values; i++)
         params[i] = (void *)&c->values[i];
-    return yk_cu.cuLaunchKernel(c->kernel->function, c->groups[0], c->groups[1], c->groups[2], YK_KERNEL_GROUP, 1, 1, 0,
+    return yk_cu.cuLaunchKernel(c->kernel->function, c->groups[0], c->groups[1], c->groups[2], c->kernel->threads, 1, 1, 0,
                                 s->stream, params, NULL);
 }
 

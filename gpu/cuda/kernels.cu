@@ -10,3 +10,5 @@
 #include "gpu/kernels/list.k.h"
 #include "gpu/kernels/matmul.k.h"
 #include "gpu/kernels/embed.k.h"
+#include "gpu/cuda/ptx.k.h"
+#include "gpu/cuda/mma.k.h"

@@ -9,6 +9,9 @@
 
 enum { N_KERNELS = sizeof kernel_rows / sizeof *kernel_rows, MAX_GROUPS_YZ = 65535 };
 
+/* Products by matrix units: gpu/cuda/mma.k.h. From how many tokens on; ARG_TOKENS: their number among the arguments of a product. */
+enum { MMA_THREADS = 128, MMA_PANELS = 4, MMA_TOKENS = 64, MMA_FROM = 16, ARG_SUM = 3, ARG_ROWS = 9, ARG_TOKENS = 11 };
+
 /* Machine code runs on its own and on later cards of its generation, PTX on all later ones. */
 bool yk_cu_program_fits(int sm)
 {
@@ -42,6 +45,24 @@ static yk_status load_failed(CUresult e)
     }
 }
 
+static bool is_mma(const char *name)
+{
+    return strncmp(name, "mma_", 4) == 0;
+}
+
+/* "matvec_TYPE" and "matmul_TYPE" may be done by "mma_TYPE". */
+static void pair_products(yk_gpu *g)
+{
+    for (uint32_t i = 0; g->mma && i < N_KERNELS; i++) {
+        const char *name = g->kernels[i].name;
+        if (strncmp(name, "matvec_", 7) != 0 && strncmp(name, "matmul_", 7) != 0)
+            continue;
+        for (uint32_t j = 0; j < N_KERNELS; j++)
+            if (is_mma(g->kernels[j].name) && strcmp(g->kernels[j].name + 4, name + 7) == 0)
+                g->kernels[i].mma = &g->kernels[j];
+    }
+}
+
 /* Context current. */
 static yk_status load(yk_gpu *g)
 {
@@ -52,6 +73,7 @@ static yk_status load(yk_gpu *g)
         struct yk_gpu_kernel *k = &g->kernels[i];
         int threads = 0;
         *k = (struct yk_gpu_kernel){.name = kernel_rows[i].name, .kinds = kernel_rows[i].kinds};
+        k->threads = is_mma(k->name) ? MMA_THREADS : YK_KERNEL_GROUP;
         e = yk_cu.cuModuleGetFunction(&k->function, g->module, k->name);
         if (e == CUDA_SUCCESS && yk_cu.load_function)
             e = yk_cu.load_function(k->function);
@@ -59,10 +81,11 @@ static yk_status load(yk_gpu *g)
             e = yk_cu.cuFuncGetAttribute(&threads, CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK, k->function);
         if (e != CUDA_SUCCESS)
             return yk_cu_fail(e, k->name);
-        if (threads < YK_KERNEL_GROUP)
-            return yk_module_fail(YK_ERR_RUNTIME, "kernel %s runs with groups of at most %d on this device, needs %d", k->name,
-                                  threads, YK_KERNEL_GROUP);
+        if (threads < (int)k->threads)
+            return yk_module_fail(YK_ERR_RUNTIME, "kernel %s runs with groups of at most %d on this device, needs %u", k->name,
+                                  threads, k->threads);
     }
+    pair_products(g);
     return YK_OK;
 }
 
@@ -90,8 +113,8 @@ void yk_cu_program_close(yk_gpu *g)
 
 yk_status yk_cu_kernel_get(yk_gpu *g, const char *name, yk_gpu_kernel **out)
 {
-    for (uint32_t i = 0; i < N_KERNELS; i++) {
-        if (strcmp(g->kernels[i].name, name) == 0) {
+    for (uint32_t i = 0; i < N_KERNELS; i++) { /* those of matrix units stand in for others and are not asked for */
+        if (strcmp(g->kernels[i].name, name) == 0 && !is_mma(name)) {
             *out = &g->kernels[i];
             return YK_OK;
         }
@@ -111,6 +134,11 @@ yk_status yk_cu_launch(yk_gpu_stream *s, const yk_gpu_launch *l)
                               l->groups[1], l->groups[2], INT32_MAX, MAX_GROUPS_YZ, MAX_GROUPS_YZ);
     yk_cu_cmd c = {.op = YK_CU_LAUNCH, .kernel = k};
     memcpy(c.groups, l->groups, sizeof c.groups);
+    if (k->mma && l->args[ARG_TOKENS].u32 >= MMA_FROM && l->args[ARG_SUM].mem.offset % 4 == 0) { /* sums are read in pairs */
+        c.kernel = k->mma;
+        c.groups[0] = (uint32_t)(((uint64_t)l->args[ARG_ROWS].u32 + 16 * MMA_PANELS - 1) / (16 * MMA_PANELS));
+        c.groups[1] = (uint32_t)(((uint64_t)l->args[ARG_TOKENS].u32 + MMA_TOKENS - 1) / MMA_TOKENS);
+    }
     for (uint32_t i = 0; i < l->n_args; i++) {
         const yk_gpu_arg *a = &l->args[i];
         if (a->kind == YK_ARG_MEM) {

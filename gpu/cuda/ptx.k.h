@@ -12,21 +12,26 @@
 #define YK_SM 80 /* nvcc's pass for the host, which makes no code of kernels */
 #endif
 
-#define yk_thread()             ((u32)threadIdx.x)
-#define yk_syncwarp(mask)       __syncwarp(mask)
-#define yk_shfl(mask, v, l)     __shfl_sync(mask, v, l)
-#define yk_shfl_xor(mask, v, l) __shfl_xor_sync(mask, v, l)
-#define yk_ballot(mask, v)      __ballot_sync(mask, v)
-#define yk_atomic_add(p, v)     atomicAdd(p, v)
-#define YK_ALIGNED16            __align__(16)
+#define yk_thread()              ((u32)threadIdx.x)
+#define yk_syncwarp(mask)        __syncwarp(mask)
+#define yk_shfl(mask, v, l)      __shfl_sync(mask, v, l)
+#define yk_shfl_xor(mask, v, l)  __shfl_xor_sync(mask, v, l)
+#define yk_ballot(mask, v)       __ballot_sync(mask, v)
+#define yk_atomic_add(p, v)      atomicAdd(p, v)
+#define YK_ALIGNED16             __align__(16)
 #define YK_SHARED_BYTES(name, n) __shared__ __align__(16) u8 name[n]
 
-YK_FN u32 yk_shared_at(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+YK_FN u32 yk_shared_at(const void *p)
+{
+    return (u32)__cvta_generic_to_shared(p);
+}
 
 /* Half of an integer mma on sm_75: rows 0 to 7 or 8 to 15, sixteen columns of A. */
 YK_FN void yk_mma_8816(i32 *d, const u32 a, const u32 b)
 {
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(d[0]), "+r"(d[1]) : "r"(a), "r"(b));
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(d[0]), "+r"(d[1])
+        : "r"(a), "r"(b));
 }
 
 /* d[4] += A [16][16] * B [16][8], signed bytes. */
@@ -73,7 +78,10 @@ YK_FN void yk_cp_async4(void *to, const void *from)
 {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(yk_shared_at(to)), "l"(from) : "memory");
 }
-YK_FN void yk_cp_commit(void) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+YK_FN void yk_cp_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 /* Until at most n of this thread's groups are under way; n a constant. */
 #define yk_cp_wait(n) asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory")
 #endif
@@ -96,8 +104,8 @@ YK_FN void yk_cp_commit(void) { asm volatile("cp.async.commit_group;" ::: "memor
 #define YK_SHARED_BYTES(name, n) u8 *const name = (u8 *)yk_emu_shared(#name, n)
 
 #if YK_SM >= 80
-#define yk_mma_s8_k16(d, a, b) yk_emu_mma(YK_EMU_M16N8K16_S8, d, a, (const u32[1]){b}, d, YK_EMU_HERE)
-#define yk_mma_s8_k32(d, a, b) yk_emu_mma(YK_EMU_M16N8K32_S8, d, a, b, d, YK_EMU_HERE)
+#define yk_mma_s8_k16(d, a, b)  yk_emu_mma(YK_EMU_M16N8K16_S8, d, a, (const u32[1]){b}, d, YK_EMU_HERE)
+#define yk_mma_s8_k32(d, a, b)  yk_emu_mma(YK_EMU_M16N8K32_S8, d, a, b, d, YK_EMU_HERE)
 #define yk_cp_async16(to, from) yk_emu_cp_async(to, from, 16, 16)
 #define yk_cp_async4(to, from)  yk_emu_cp_async(to, from, 4, 4)
 #define yk_cp_commit()          yk_emu_cp_commit()
@@ -125,7 +133,10 @@ YK_FN void yk_cp_async16(void *to, const void *from)
     yk_load4((const u32 *)from, v);
     yk_store4((u32 *)to, v);
 }
-YK_FN void yk_cp_async4(void *to, const void *from) { *(u32 *)to = *(const u32 *)from; }
+YK_FN void yk_cp_async4(void *to, const void *from)
+{
+    *(u32 *)to = *(const u32 *)from;
+}
 YK_FN void yk_cp_commit(void) {}
 #define yk_cp_wait(n) ((void)0)
 #endif

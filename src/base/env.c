@@ -23,6 +23,10 @@ const char *yk_env_cuda_hold(void)
     const char *own = getenv("YOKE_CUDA_HOLD");
     return own ? own : getenv("CUDA_LAUNCH_BLOCKING");
 }
+const char *yk_env_cuda_mma(void)
+{
+    return getenv("YOKE_CUDA_MMA");
+}
 const char *yk_env_isa(void)
 {
     return getenv("YOKE_ISA");

@@ -463,10 +463,19 @@ CUresult cuModuleGetFunction(CUfunction *out, CUmodule m, const char *name)
 
 CUresult cuFuncGetAttribute(int *v, CUfunction_attribute what, CUfunction f)
 {
-    (void)f;
     BEGIN
-    *v = what == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 64 : 0;
+    *v = what == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? (int)fake_kernel_threads(f->index) : 0;
     END
+}
+
+static uint32_t launched = UINT32_MAX;
+
+const char *fake_cuda_launched(void)
+{
+    pthread_mutex_lock(&fake_lock);
+    const char *name = launched == UINT32_MAX ? "" : fake_kernel_name(launched);
+    pthread_mutex_unlock(&fake_lock);
+    return name;
 }
 
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
@@ -474,10 +483,12 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
 {
     BEGIN
     fake_cmd c = {.op = FAKE_LAUNCH, .kernel = f->index, .groups = {gx, gy, gz}};
-    if (!gx || !gy || !gz || gx > INT32_MAX || gy > 65535 || gz > 65535 || bx != 64 || by != 1 || bz != 1 || shared || extra) {
+    if (!gx || !gy || !gz || gx > INT32_MAX || gy > 65535 || gz > 65535 || bx != fake_kernel_threads(f->index) || by != 1 ||
+        bz != 1 || shared || extra) {
         e = CUDA_ERROR_INVALID_VALUE;
     } else {
         fake_kernel_pack(f->index, params, c.values);
+        launched = f->index;
         e = fake_enqueue(s, &c);
     }
     END

@@ -3,7 +3,7 @@
  *   - a call needs a current context, handles must be alive;
  *   - copies of pageable memory wait for the stream in the middle of the call, freeing waits for all of the device;
  *   - a stream's queue is finite: a call waits there for room;
- *   - kernels are executed: the texts of gpu/kernels in their host form.
+ *   - kernels are executed: the texts of gpu/kernels in their host form, those that only CUDA has in the emulator (gpu/cuda/emu).
  *
  * Environment variable FAKE_CUDA: words separated by commas
  *   driver=N     version the driver says it supports (13000)    devices=N   number of devices (1)      init=N    result of cuInit (0)
@@ -108,6 +108,10 @@ void fake_device_drain(void);
 
 /* kernels.c of the null device */
 uint32_t fake_kernel_find(const char *name); /* UINT32_MAX: none */
+uint32_t fake_kernel_threads(uint32_t kernel);
+const char *fake_kernel_name(uint32_t kernel);
+/* Name of the kernel launched last. For tests, by dlsym. */
+const char *fake_cuda_launched(void);
 /* Argument i of the parameters as values; the number of them. */
 void fake_kernel_pack(uint32_t kernel, void *const *params, uint64_t *values);
 void fake_kernel_run(const fake_cmd *c);

@@ -10,8 +10,8 @@ extern const char __data_start __attribute__((weak));
 
 void yk_emu_block_begin(yk_emu *e)
 {
-    memset(e->cells, 0, e->arena_used ? YK_EMU_ARENA * sizeof *e->cells : 0);
-    memset(e->arena, 0xe5, YK_EMU_ARENA);
+    memset(e->cells, 0, e->arena_used * sizeof *e->cells);
+    memset(e->arena, 0xe5, e->arena_used);
     e->n_arrays = 0;
     e->arena_used = 0;
     e->epoch = 1;
@@ -353,10 +353,7 @@ void yk_emu_flush(yk_emu *e, uint32_t warp)
 {
     yk_emu_warp *w = &e->warps[warp];
     /* Number them: the k-th access of a lane at a place meets the k-th of the others. */
-    struct {
-        uintptr_t where;
-        uint32_t n[32];
-    } seen[512];
+    yk_emu_seen *seen = e->seen;
     uint32_t n_seen = 0;
     for (uint32_t i = 0; i < w->n_events; i++) {
         yk_emu_event *v = &w->events[i];
@@ -364,7 +361,7 @@ void yk_emu_flush(yk_emu *e, uint32_t warp)
         while (k < n_seen && seen[k].where != v->where)
             k++;
         if (k == n_seen) {
-            if (n_seen == sizeof seen / sizeof *seen)
+            if (n_seen == YK_EMU_SEEN)
                 continue;
             memset(&seen[n_seen], 0, sizeof *seen);
             seen[n_seen++].where = v->where;

@@ -5,6 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+enum { STACKS_BYTES = YK_EMU_THREADS * YK_EMU_STACK };
 
 _Thread_local yk_emu *yk_emu_current;
 
@@ -308,12 +311,16 @@ yk_emu *yk_emu_open(void)
     e->arena = aligned_alloc(YK_EMU_GAP, YK_EMU_ARENA);
     e->cells = calloc(YK_EMU_ARENA, sizeof *e->cells);
     e->fibres = calloc(YK_EMU_THREADS, sizeof *e->fibres);
-    e->stacks = aligned_alloc(4096, (size_t)YK_EMU_THREADS * YK_EMU_STACK);
+    /* Pages of stacks that no thread uses are never touched. */
+    void *stacks = mmap(NULL, STACKS_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    e->stacks = stacks == MAP_FAILED ? NULL : stacks;
     e->warps = calloc(YK_EMU_THREADS / 32, sizeof *e->warps);
-    if (!e->arena || !e->cells || !e->fibres || !e->stacks || !e->warps) {
+    e->seen = calloc(YK_EMU_SEEN, sizeof *e->seen);
+    if (!e->arena || !e->cells || !e->fibres || !e->stacks || !e->warps || !e->seen) {
         yk_emu_close(e);
         return NULL;
     }
+    memset(e->arena, 0xe5, YK_EMU_ARENA);
     for (uint32_t i = 0; i < YK_EMU_THREADS; i++)
         e->fibres[i].stack = e->stacks + (size_t)i * YK_EMU_STACK;
     return e;
@@ -333,8 +340,10 @@ void yk_emu_close(yk_emu *e)
     free(e->arena);
     free(e->cells);
     free(e->fibres);
-    free(e->stacks);
+    if (e->stacks)
+        munmap(e->stacks, STACKS_BYTES);
     free(e->warps);
+    free(e->seen);
     free(e);
 }
 

@@ -10,7 +10,8 @@ enum {
     YK_EMU_ARRAYS = 32,
     YK_EMU_GAP = 128, /* bytes between shared arrays, so that a step behind one is seen */
     YK_EMU_ARENA = YK_EMU_SHARED + YK_EMU_ARRAYS * 2 * YK_EMU_GAP,
-    YK_EMU_LINE = 320
+    YK_EMU_LINE = 320,
+    YK_EMU_SEEN = 4096 /* places of a text that use shared memory between two meetings of a warp */
 };
 
 typedef enum yk_emu_state { YK_EMU_RUN, YK_EMU_AT_BARRIER, YK_EMU_AT_WARP, YK_EMU_DONE } yk_emu_state;
@@ -52,6 +53,12 @@ typedef struct yk_emu_event {
     uint32_t lane, at, bytes, number; /* number: the lane's how many-th at that place */
 } yk_emu_event;
 
+/* How often each lane used shared memory at a place. */
+typedef struct yk_emu_seen {
+    uintptr_t where;
+    uint32_t n[32];
+} yk_emu_seen;
+
 typedef struct yk_emu_warp {
     uint32_t epoch;
     yk_emu_event *events;
@@ -77,6 +84,7 @@ struct yk_emu {
     yk_emu_fibre *fibres;
     uint8_t *stacks;
     yk_emu_warp *warps;
+    yk_emu_seen *seen; /* [YK_EMU_SEEN] */
     yk_emu_fibre *now; /* NULL: the scheduler runs */
     void *home;        /* the scheduler's stack pointer */
     void (*kernel)(const void *);
