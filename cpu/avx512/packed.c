@@ -28,6 +28,7 @@ enum {
     AHEAD = 4,  /* columns of tiles fetched into L2 there */
     PASS = 60,  /* tokens that meet a tile before the next one comes */
     PAIR = 4,   /* from this many tokens on, two panels a step */
+    MANY = 12,  /* from this many tokens on, pairs of tiles are expanded to bytes first */
     NEAR = 2048,
     FAR = 16384 /* prefetch distances into L1 and L2, measured: docs/SPEED.md */
 };
@@ -39,6 +40,13 @@ typedef struct group {
     const int16_t *sum[GROUP];
 } group;
 
+/* A tile of low-bit codes with everything made that its products with each group of tokens need. */
+typedef struct expanded {
+    _Alignas(64) uint8_t code[8][512]; /* [block][group of 4 columns][16 rows][4], unsigned */
+    float scale[16][YK_TILE_ROWS];     /* [block or half block][row] */
+    float min[8][YK_TILE_ROWS], d[YK_TILE_ROWS], dmin[YK_TILE_ROWS];
+} expanded;
+
 /* One step: y[p][16 t + row] += tile w[p] of n_cols columns x activations from column col on, tokens t of the group, panels p. */
 typedef struct step {
     const uint8_t *const *w;
@@ -47,6 +55,7 @@ typedef struct step {
     float *const *y;
     bool fetch;        /* what comes NEAR and FAR behind each tile is fetched meanwhile */
     int64_t near, far; /* without `fetch`: what comes so far from each tile, into L1 and L2; near 0: nothing is */
+    const expanded *e; /* [panels], for steps that take it instead of w */
 } step;
 typedef void (*step_fn)(const step *s);
 
@@ -54,6 +63,7 @@ typedef void (*step_fn)(const step *s);
 typedef struct form {
     yk_type type;
     int n, panels;
+    bool expanded;
 } form;
 
 INLINE __m512i four(const int8_t *p)
@@ -133,6 +143,34 @@ INLINE void codes(yk_type type, const uint8_t *w, const yk_tile *g, uint32_t b, 
     }
 }
 
+INLINE void expand(yk_type type, const uint8_t *w, uint32_t n_cols, expanded *e)
+{
+    const bool super = yk_tile_has_super(type), mins = yk_tile_has_min(type);
+    const uint32_t blocks = super ? 8 : n_cols / 32;
+    const int parts = type == YK_TYPE_Q6_K ? 2 : 1;
+    const yk_tile g = yk_tile_of(type, 32 * blocks);
+    prefetch(&(step){.fetch = true}, w, 0, g.bytes, true);
+    for (uint32_t b = 0; b < blocks; b++) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            __m512i u, v;
+            codes(type, w, &g, b, j, &u, &v);
+            _mm512_store_si512(e->code[b] + 64 * j, u);
+            _mm512_store_si512(e->code[b] + 64 * j + 256, v);
+        }
+#pragma GCC unroll 2
+        for (int part = 0; part < parts; part++)
+            _mm512_store_ps(e->scale[(uint32_t)parts * b + (uint32_t)part], yk_avx512_block_scale(type, w, &g, b, part));
+        if (mins)
+            _mm512_store_ps(e->min[b],
+                            super ? yk_avx512_bytes_u(w + g.sub_min + 16 * b) : yk_avx512_halves(w + g.min + 32 * b));
+    }
+    if (super)
+        _mm512_store_ps(e->d, yk_avx512_halves(w + g.scale));
+    if (super && mins)
+        _mm512_store_ps(e->dmin, yk_avx512_halves(w + g.scale + 2 * YK_TILE_ROWS));
+}
+
 /* What a token brings to a tile besides its codes. */
 typedef struct start {
     _Alignas(64) int32_t off[GROUP][16]; /* - offset of codes x sum of activations, of each block (or half block) */
@@ -159,7 +197,7 @@ INLINE void start_from(yk_type type, int n, const group *a, uint32_t b0, uint32_
 }
 
 /* Integer sums of block b, or of its part 0 or 1 where half blocks have scales, for all panels. */
-INLINE void dot_block(const form *f, const uint8_t *const *w, const yk_tile *g, uint32_t b, int part, const int8_t *const *q,
+INLINE void dot_block(const form *f, const step *s, const yk_tile *g, uint32_t b, int part, const int8_t *const *q,
                       __m512i sum[2][GROUP])
 {
     const int n = f->n, panels = f->panels, parts = f->type == YK_TYPE_Q6_K ? 2 : 1;
@@ -168,7 +206,12 @@ INLINE void dot_block(const form *f, const uint8_t *const *w, const yk_tile *g, 
         __m512i u[2], v[2];
 #pragma GCC unroll 2
         for (int p = 0; p < panels; p++)
-            codes(f->type, w[p], g, b, j, &u[p], &v[p]);
+            if (f->expanded) {
+                u[p] = _mm512_load_si512(s->e[p].code[b] + 64 * j);
+                v[p] = _mm512_load_si512(s->e[p].code[b] + 64 * j + 256);
+            } else {
+                codes(f->type, s->w[p], g, b, j, &u[p], &v[p]);
+            }
 #pragma GCC unroll 8
         for (int t = 0; t < n; t++) {
             if (part == 0)
@@ -207,12 +250,14 @@ INLINE void dot_nibbles(int n, const uint8_t *w, uint32_t b, const int8_t *const
 }
 
 /* After the last block of a tile: y += d * acc, then y -= dmin * m. */
-INLINE void finish(const step *s, int n, int p, const uint8_t *scale, const __m512 *acc, const __m512 *m, bool mins)
+INLINE void finish(const form *f, const step *s, int p, const uint8_t *scale, const __m512 *acc, const __m512 *m)
 {
-    const __m512 d = yk_avx512_halves(scale);
+    const bool mins = yk_tile_has_min(f->type);
+    const int n = f->n;
+    const __m512 d = f->expanded ? _mm512_load_ps(s->e[p].d) : yk_avx512_halves(scale);
     __m512 dmin = d;
     if (mins)
-        dmin = yk_avx512_halves(scale + 2 * YK_TILE_ROWS);
+        dmin = f->expanded ? _mm512_load_ps(s->e[p].dmin) : yk_avx512_halves(scale + 2 * YK_TILE_ROWS);
 #pragma GCC unroll 8
     for (int t = 0; t < n; t++) {
         float *y = s->y[p] + YK_TILE_ROWS * (s->a->at + (uint32_t)t);
@@ -248,9 +293,10 @@ INLINE void step_low(const form *f, const step *s)
         for (int t = 0; t < n; t++)
             acc[p][t] = super ? _mm512_setzero_ps() : _mm512_load_ps(s->y[p] + YK_TILE_ROWS * (a->at + (uint32_t)t));
     for (uint32_t b = 0; b < blocks; b++) {
+        if (!f->expanded)
 #pragma GCC unroll 2
-        for (int p = 0; p < panels; p++)
-            prefetch(s, w[p], b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
+            for (int p = 0; p < panels; p++)
+                prefetch(s, w[p], b * (g.bytes / blocks), (b + 1) * (g.bytes / blocks), true);
 #pragma GCC unroll 2
         for (int part = 0; part < parts; part++) {
             __m512i sum[2][GROUP];
@@ -262,10 +308,11 @@ INLINE void step_low(const form *f, const step *s)
             if (nibbles)
                 dot_nibbles(n, w[0], b, q, sum[0]);
             else
-                dot_block(f, w, &g, b, part, q, sum);
+                dot_block(f, s, &g, b, part, q, sum);
 #pragma GCC unroll 2
             for (int p = 0; p < panels; p++) {
-                const __m512 d = yk_avx512_block_scale(type, w[p], &g, b, part);
+                const __m512 d = f->expanded ? _mm512_load_ps(s->e[p].scale[(uint32_t)parts * b + (uint32_t)part])
+                                             : yk_avx512_block_scale(type, w[p], &g, b, part);
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)
                     acc[p][t] = _mm512_fmadd_ps(
@@ -275,7 +322,7 @@ INLINE void step_low(const form *f, const step *s)
         if (mins && !super)
 #pragma GCC unroll 2
             for (int p = 0; p < panels; p++) {
-                const __m512 mn = yk_avx512_halves(w[p] + g.min + 32 * b);
+                const __m512 mn = f->expanded ? _mm512_load_ps(s->e[p].min[b]) : yk_avx512_halves(w[p] + g.min + 32 * b);
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)
                     acc[p][t] = _mm512_fmadd_ps(mn, _mm512_set1_ps(st.fsum[t][b]), acc[p][t]);
@@ -290,13 +337,13 @@ INLINE void step_low(const form *f, const step *s)
         if (super && mins)
 #pragma GCC unroll 1
             for (uint32_t b = 0; b < 8; b++) { /* unrolled, all its broadcasts would wait in registers for the second panel */
-                const __m512 mn = yk_avx512_bytes_u(w[p] + g.sub_min + 16 * b);
+                const __m512 mn = f->expanded ? _mm512_load_ps(s->e[p].min[b]) : yk_avx512_bytes_u(w[p] + g.sub_min + 16 * b);
 #pragma GCC unroll 8
                 for (int t = 0; t < n; t++)
                     m[t] = _mm512_fmadd_ps(mn, _mm512_set1_ps(st.fsum[t][b]), m[t]);
             }
         if (super)
-            finish(s, n, p, w[p] + g.scale, acc[p], m, mins);
+            finish(f, s, p, f->expanded ? NULL : w[p] + g.scale, acc[p], m);
         else
 #pragma GCC unroll 8
             for (int t = 0; t < n; t++)
@@ -387,7 +434,7 @@ INLINE void step_two(const form *f, const step *s)
     }
 #pragma GCC unroll 2
     for (int p = 0; p < panels; p++)
-        finish(s, n, p, w[p] + g.scale, acc[p], m[p], mins);
+        finish(f, s, p, w[p] + g.scale, acc[p], m[p]);
 }
 
 /* F32, F16, BF16: one column of 16 rows meets one broadcast activation; even and odd columns are summed apart. */
@@ -442,15 +489,17 @@ INLINE void step_float(const form *f, const step *s)
         }
 }
 
-#define STEP(name, form_fn, type, n, panels)                                                                                   \
+#define STEP(name, form_fn, ...)                                                                                               \
     static void name(const step *s)                                                                                            \
     {                                                                                                                          \
-        form_fn(&(form){type, n, panels}, s);                                                                                  \
+        form_fn(&(form){__VA_ARGS__}, s);                                                                                      \
     }
 
-/* The steps of a type: single[n] for n tokens and one panel, pair[n] for two panels; a size that is missing takes the next larger one. */
+/* The steps of a type: single[n] for n tokens and one panel, pair[n] for two panels, many[n] for two expanded ones (NULL: none); a size that is
+ * missing takes the next larger one. */
 typedef struct steps {
-    step_fn single[GROUP + 1], pair[GROUP + 1];
+    step_fn single[GROUP + 1], pair[GROUP + 1], many[GROUP + 1];
+    void (*expand)(const uint8_t *w, uint32_t n_cols, expanded *e);
 } steps;
 
 #define SMALL_STEPS(name, form_fn, type)                                                                                       \
@@ -473,8 +522,17 @@ typedef struct steps {
     SMALL_STEPS(name, form_fn, type)                                                                                           \
     STEP(name##_8, form_fn, type, 8, 1)                                                                                        \
     STEP(name##_8x2, form_fn, type, 8, 2)                                                                                      \
+    STEP(name##_4e, form_fn, type, 4, 2, true)                                                                                 \
+    STEP(name##_6e, form_fn, type, 6, 2, true)                                                                                 \
+    STEP(name##_8e, form_fn, type, 8, 2, true)                                                                                 \
+    static void name##_expand(const uint8_t *w, uint32_t n_cols, expanded *e)                                                  \
+    {                                                                                                                          \
+        expand(type, w, n_cols, e);                                                                                            \
+    }                                                                                                                          \
     static const steps name = {{NULL, name##_1, name##_2, name##_3, name##_4, name##_6, name##_6, name##_8, name##_8},         \
-                               {NULL, NULL, NULL, NULL, name##_4x2, name##_6x2, name##_6x2, name##_8x2, name##_8x2}};
+                               {NULL, NULL, NULL, NULL, name##_4x2, name##_6x2, name##_6x2, name##_8x2, name##_8x2},           \
+                               {NULL, NULL, NULL, NULL, name##_4e, name##_6e, name##_6e, name##_8e, name##_8e},                \
+                               name##_expand};
 
 STEPS(f32, step_float, YK_TYPE_F32)
 STEPS(f16, step_float, YK_TYPE_F16)
@@ -526,12 +584,20 @@ static void panel_groups(const yk_matmul_packed *m, yk_type type, const steps *s
                          const group *groups, uint32_t n_groups, float *const *y)
 {
     const uint8_t *w[2] = {first, first + (panels - 1) * m->panel_bytes};
+    const group *last = groups + n_groups - 1;
+    const bool many = st->expand && panels == 2 && last->at + last->n >= MANY;
+    expanded e[2];
     for (uint32_t c = 0; c < m->n_cols; c += YK_TILE_COLS) {
         const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
+        if (many)
+            for (uint32_t p = 0; p < panels; p++)
+                st->expand(w[p], cols, &e[p]);
         for (uint32_t i = 0; i < n_groups; i++) {
             const group *g = groups + i;
-            if (panels == 2 && st->pair[g->n])
-                st->pair[g->n](&(step){w, cols, c, g, y, i == 0, 0, 0});
+            if (many && st->many[g->n])
+                st->many[g->n](&(step){.n_cols = cols, .col = c, .a = g, .y = y, .e = e});
+            else if (panels == 2 && st->pair[g->n])
+                st->pair[g->n](&(step){w, cols, c, g, y, i == 0, 0, 0, NULL});
             else
                 for (uint32_t p = 0; p < panels; p++)
                     st->single[g->n](&(step){w + p, cols, c, g, y + p, i == 0, 0, 0});
