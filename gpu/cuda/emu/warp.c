@@ -96,25 +96,25 @@ static place place_c(const uint32_t lane, const uint32_t i)
     return (place){.row = lane / 4 + (i / 2) * 8, .col = lane % 4 * 2 + i % 2};
 }
 
-static uint32_t element(const uint32_t *regs, const uint32_t i, const uint32_t per)
+static uint32_t half_element(const uint32_t *regs, const uint32_t i)
 {
-    return per == 4 ? regs[i / 4] >> 8 * (i % 4) & 255u : regs[i / 2] >> 16 * (i % 2) & 65535u;
+    return regs[i / 2] >> 16 * (i % 2) & 65535u;
 }
 
 static void mma_s8(const yk_emu_fibre *first, const uint32_t rows, const uint32_t k)
 {
-    int8_t a[16][32], b[32][8];
+    int8_t a[16][32], b[8][32]; /* b by columns: the four elements of a register follow each other in both */
     uint32_t out[32][4];
     const uint32_t n_a = rows * k / 32, n_b = 8 * k / 32, n_c = rows * 8 / 32;
     for (uint32_t l = 0; l < 32; l++) {
         const operands *o = first[l].in;
-        for (uint32_t i = 0; i < n_a; i++) {
+        for (uint32_t i = 0; i < n_a; i += 4) {
             const place p = place_a(l, i, 4, rows == 16);
-            a[p.row][p.col] = (int8_t)element(o->a, i, 4);
+            memcpy(&a[p.row][p.col], &o->a[i / 4], 4);
         }
-        for (uint32_t i = 0; i < n_b; i++) {
+        for (uint32_t i = 0; i < n_b; i += 4) {
             const place p = place_b(l, i, 4);
-            b[p.row][p.col] = (int8_t)element(o->b, i, 4);
+            memcpy(&b[p.col][p.row], &o->b[i / 4], 4);
         }
     }
     for (uint32_t l = 0; l < 32; l++) {
@@ -123,7 +123,7 @@ static void mma_s8(const yk_emu_fibre *first, const uint32_t rows, const uint32_
         for (uint32_t i = 0; i < n_c; i++) {
             const place p = place_c(l, i);
             for (uint32_t x = 0; x < k; x++)
-                out[l][i] += (uint32_t)(a[p.row][x] * b[x][p.col]);
+                out[l][i] += (uint32_t)(a[p.row][x] * b[p.col][x]);
         }
     }
     for (uint32_t l = 0; l < 32; l++)
@@ -137,11 +137,11 @@ static void mma_16(const yk_emu_fibre *first, const uint32_t k, float (*value)(u
         const operands *o = first[l].in;
         for (uint32_t i = 0; i < k / 2; i++) {
             const place p = place_a(l, i, 2, true);
-            a[p.row][p.col] = value(element(o->a, i, 2));
+            a[p.row][p.col] = value(half_element(o->a, i));
         }
         for (uint32_t i = 0; i < k / 4; i++) {
             const place p = place_b(l, i, 2);
-            b[p.row][p.col] = value(element(o->b, i, 2));
+            b[p.row][p.col] = value(half_element(o->b, i));
         }
     }
     for (uint32_t l = 0; l < 32; l++) {
