@@ -266,6 +266,39 @@ static yk_gpu_mem numbers(uint32_t n, uint32_t step)
     return m;
 }
 
+static void attend_case(void)
+{
+    enum { N = 3, HEADS = 4, POSITIONS = 80 };
+    yk_k_call c;
+    used = 0;
+    const yk_k_attend one = {.rope = {.qkv = floats(N * 8 * 64),
+                                      .q_norm = floats(64),
+                                      .k_norm = floats(64),
+                                      .cs = floats(POSITIONS * 64),
+                                      .pos = numbers(N, 37),
+                                      .seq = numbers(N, 1),
+                                      .kv = {.kv = floats(N * POSITIONS * 2 * 2 * 64),
+                                             .table = numbers(N * POSITIONS / 16, 1),
+                                             .block_bytes = 16 * 2 * 2 * 64 * 4,
+                                             .v_bytes = 16 * 2 * 64 * 4,
+                                             .table_stride = POSITIONS / 16},
+                                      .n = N,
+                                      .qkv_stride = 8 * 64,
+                                      .n_heads = HEADS,
+                                      .n_kv_heads = 2,
+                                      .head_dim = 64,
+                                      .n_rot = 64,
+                                      .eps = 1e-5f,
+                                      .pairing = YK_ROPE_HALVES},
+                             .sinks = floats(HEADS),
+                             .out = floats(N * HEADS * 64),
+                             .q8 = {.q = floats(N * HEADS * 16), .scale = floats(N * HEADS * 2), .sum = floats(N * HEADS * 2)},
+                             .out_stride = HEADS * 64,
+                             .scale = 0.125f};
+    yk_k_call_attend(&c, NULL, &one);
+    both("attend", &c);
+}
+
 static void test_dialect(void **state)
 {
     (void)state;
@@ -327,6 +360,7 @@ static void test_dialect(void **state)
     both("attention", &c);
     yk_k_call_attention_join(&c, NULL, &at);
     both("attention_join", &c);
+    attend_case();
     /* F32 panels: any bytes are weights. */
     used = 0;
     for (uint32_t n = 3; n <= 20; n += 17) {
