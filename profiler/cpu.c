@@ -527,12 +527,11 @@ static void run_fill(const yk_stage *stage, uint32_t slice, yk_worker *worker)
     }
 }
 
-/* Twice the last cache, 64 to 512 MiB (quick: 256), at most an eighth of what is free. */
-static uint64_t weights_bytes(const yk_cpu_info *cpu, bool quick)
+/* Twice the last cache, 64 MiB to 1 GiB, at most an eighth of what is free: a model does not stay in a cache between tokens. */
+static uint64_t weights_bytes(const yk_cpu_info *cpu)
 {
-    const uint64_t most = quick ? 256ull << 20 : 512ull << 20;
-    uint64_t bytes = cpu->cache_bytes[2] < most ? 2 * cpu->cache_bytes[2] : most;
-    bytes = bytes < 64ull << 20 ? 64ull << 20 : bytes > most ? most : bytes;
+    const uint64_t least = 64ull << 20, most = 1ull << 30, twice = 2 * cpu->cache_bytes[2];
+    uint64_t bytes = cpu->cache_bytes[2] < most ? (twice < least ? least : twice > most ? most : twice) : most;
     if (cpu->memory_available_bytes && bytes > cpu->memory_available_bytes / 8)
         bytes = cpu->memory_available_bytes / 8;
     return (bytes > 8ull << 20 ? bytes : 8ull << 20) / 4096 * 4096;
@@ -615,7 +614,7 @@ yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_p
     const yk_pool_opts po = {.n_workers = o->threads, .scratch_bytes = sizeof(scratch), .pin = true};
     yk_status st = open_activations(b, err);
     if (st == YK_OK)
-        st = yk_arena_open(&b->weights, YK_MEM_RUNTIME, small ? bytes : weights_bytes(&info, o->quick), true, err);
+        st = yk_arena_open(&b->weights, YK_MEM_RUNTIME, small ? bytes : weights_bytes(&info), true, err);
     if (st == YK_OK)
         st = yk_pool_open(&b->pool, &po, err);
     if (st == YK_OK) {
