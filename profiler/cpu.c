@@ -31,6 +31,10 @@ enum {
     SCORES = GROUP * MAX_DEPTH,
     TABLES = MAX_DEPTH / KV_BLOCK,
     FILL_BYTES = 1 << 20,
+    FILL_SLICES = 32,          /* between looks at the clock */
+    FILL_QUICK_NS = 250000000, /* filling takes so long, but for the least area */
+    FILL_NS = 1000000000,
+    LEAST_AREA = 64 << 20,
     SMALL_PAGE = 4096,
     HUGE_PAGE = 2 << 20
 };
@@ -51,6 +55,7 @@ struct yk_cpu_bench {
     const yk_ops *ops;
     yk_pool *pool;
     yk_arena weights;
+    uint64_t size;    /* of the weights, filled */
     float *x, *y, *z; /* [YK_PROFILE_TOKENS][YK_PROFILE_COLS] */
     yk_q8 q8;         /* of x */
     yk_q8 rows_q8;    /* what token stages round */
@@ -228,7 +233,7 @@ static void size_product(const yk_cpu_bench *b, product *p, uint64_t bytes, uint
     p->down_at = 2 * UNIT / YK_TILE_ROWS * p->panel;
     p->unit_bytes = unit_bytes(p->type, p->cols);
     n = n < 1 ? 1 : n > MAX_SLICES * YK_UNITS_MULTIPLE / UNIT ? MAX_SLICES * YK_UNITS_MULTIPLE / UNIT : n;
-    p->n_units = (uint32_t)(n * p->unit_bytes > b->weights.size ? b->weights.size / p->unit_bytes : n);
+    p->n_units = (uint32_t)(n * p->unit_bytes > b->size ? b->size / p->unit_bytes : n);
     if (!yk_type_row_bytes(p->type, p->cols, &row) ||
         !yk_type_row_bytes(p->type, UNIT * (p->n_units < PART_UNITS ? p->n_units : PART_UNITS), &down_row))
         row = down_row = 0; /* cpu_has has seen that both can be */
@@ -240,7 +245,7 @@ static void size_product(const yk_cpu_bench *b, product *p, uint64_t bytes, uint
 static void take_weights(yk_cpu_bench *b, product *p)
 {
     const uint64_t all = p->n_units * p->unit_bytes;
-    if (b->at + all > b->weights.size)
+    if (b->at + all > b->size)
         b->at = 0;
     p->w = b->weights.base + b->at;
     b->at += (all + 63) / 64 * 64;
@@ -361,13 +366,13 @@ static yk_status cpu_attention(void *self, uint32_t n_tokens, uint32_t depth, ui
     yk_cpu_bench *b = self;
     const uint32_t head_bytes = KV_BLOCK * head_dim * 2,
                    block = 2 * YK_PROFILE_KV_HEADS * head_bytes; /* K of all heads, then V */
-    const uint64_t most = b->weights.size / block * KV_BLOCK;
+    const uint64_t most = b->size / block * KV_BLOCK;
     depth = depth > MAX_DEPTH ? MAX_DEPTH : depth;
     depth = depth > most ? (uint32_t)most : depth;
     attention a = {.b = b, .n_tokens = n_tokens, .depth = depth, .head_dim = head_dim, .head_bytes = head_bytes};
     const uint64_t bytes = (depth + KV_BLOCK - 1ull) / KV_BLOCK * block;
     b->at = (b->at + 63) / 64 * 64;
-    if (b->at + bytes > b->weights.size)
+    if (b->at + bytes > b->size)
         b->at = 0;
     a.kv = b->weights.base + b->at;
     b->at += bytes;
@@ -486,7 +491,7 @@ static yk_status open_reads(yk_cpu_bench *b, yk_profile_cpu *lane, const yk_prof
     for (uint32_t i = n_cores; i < n; i++)
         cpus[i] = cpus[i % n_cores];
     yk_read_bench_opts all = {
-        .cpus = cpus, .n_cpus = n, .bytes = b->weights.size, .base = info->n_numa > 1 ? NULL : b->weights.base, .huge = true};
+        .cpus = cpus, .n_cpus = n, .bytes = b->size, .base = info->n_numa > 1 ? NULL : b->weights.base, .huge = true};
     YK_TRY_GOTO(add_bench(b, &all, err), out);
     add_way(b, lane, n, YK_ALL_NODES, HUGE_PAGE);
     for (uint32_t t = 1; t < n; t *= o->quick ? n : 2)
@@ -498,7 +503,7 @@ static yk_status open_reads(yk_cpu_bench *b, yk_profile_cpu *lane, const yk_prof
     add_way(b, lane, n, YK_ALL_NODES, SMALL_PAGE);
     for (uint32_t t = 1; t < n; t *= o->quick ? n : 2)
         add_way(b, lane, t, YK_ALL_NODES, SMALL_PAGE);
-    all.bytes = b->weights.size;
+    all.bytes = b->size;
     if (info->n_numa > 1)
         st = open_nodes(b, lane, &all, info->n_numa, err);
 out:
@@ -508,17 +513,22 @@ out:
 
 /* ---- the lane -------------------------------------------------------------------------------------------------------------------------- */
 
-/* Bytes whose bits are ordinary numbers in every weight format: scales of f16 are 0.06 to 0.24, floats small but not denormal. Filled by all workers,
- * so that each node holds some. */
+/* Bytes whose bits are ordinary numbers in every weight format: scales of f16 are 0.06 to 0.24, floats small but not denormal. The first slice is made,
+ * the others are like it. Filled by all workers, so that each node holds some. */
 static void run_fill(const yk_stage *stage, uint32_t slice, yk_worker *worker)
 {
     (void)worker;
     const yk_cpu_bench *b = stage->arg;
-    const uint64_t from = (uint64_t)slice * FILL_BYTES, left = b->weights.size - from;
+    const uint64_t from = ((uint64_t)stage->layer + slice) * FILL_BYTES, left = b->weights.size - from;
+    const uint64_t n = left < FILL_BYTES ? left : FILL_BYTES;
+    if (from) {
+        memcpy(b->weights.base + from, b->weights.base, n);
+        return;
+    }
     uint64_t z[8], bytes[8];
     for (int i = 0; i < 8; i++)
-        z[i] = (slice * 8ull + (uint64_t)i) * 0x9e3779b97f4a7c15u + 1;
-    for (uint64_t at = from; at + 64 <= from + (left < FILL_BYTES ? left : FILL_BYTES); at += 64) {
+        z[i] = (uint64_t)i * 0x9e3779b97f4a7c15u + 1;
+    for (uint64_t at = 0; at + 64 <= n; at += 64) {
         for (int i = 0; i < 8; i++) {
             z[i] = z[i] * 6364136223846793005u + 1442695040888963407u;
             bytes[i] = 0x2c2c2c2c2c2c2c2cu + ((z[i] ^ z[i] >> 29) & 0x0707070707070707u);
@@ -527,10 +537,27 @@ static void run_fill(const yk_stage *stage, uint32_t slice, yk_worker *worker)
     }
 }
 
+/* The area, as far as the time goes: where memory is slow to come, a smaller one leaves time to measure. */
+static yk_status fill_weights(yk_cpu_bench *b, uint64_t most_ns, yk_error *err)
+{
+    const uint64_t begin = yk_now_ns();
+    yk_stage fill = {.name = "fill", .run = run_fill, .arg = b, .max_slices = 1};
+    while (b->size < b->weights.size && (b->size < LEAST_AREA || yk_now_ns() - begin < most_ns)) {
+        yk_pass ignored;
+        const uint64_t left = (b->weights.size - b->size + FILL_BYTES - 1) / FILL_BYTES;
+        fill.layer = (uint32_t)(b->size / FILL_BYTES); /* its first slice */
+        fill.max_slices = b->size == 0 ? 1 : left < FILL_SLICES ? (uint32_t)left : FILL_SLICES;
+        YK_TRY(run_stages(b, &fill, 1, &ignored, err));
+        b->size += (uint64_t)fill.max_slices * FILL_BYTES;
+    }
+    b->size = b->size < b->weights.size ? b->size : b->weights.size;
+    return YK_OK;
+}
+
 /* Twice the last cache, 64 MiB to 1 GiB, at most an eighth of what is free: a model does not stay in a cache between tokens. */
 static uint64_t weights_bytes(const yk_cpu_info *cpu)
 {
-    const uint64_t least = 64ull << 20, most = 1ull << 30, twice = 2 * cpu->cache_bytes[2];
+    const uint64_t least = LEAST_AREA, most = 1ull << 30, twice = 2 * cpu->cache_bytes[2];
     uint64_t bytes = cpu->cache_bytes[2] < most ? (twice < least ? least : twice > most ? most : twice) : most;
     if (cpu->memory_available_bytes && bytes > cpu->memory_available_bytes / 8)
         bytes = cpu->memory_available_bytes / 8;
@@ -596,7 +623,6 @@ static yk_status open_activations(yk_cpu_bench *b, yk_error *err)
 yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_profile_opts *o, uint64_t bytes, yk_error *err)
 {
     yk_cpu_info info;
-    yk_pass ignored;
     const bool small = bytes > 0;
     *out = NULL;
     YK_TRY(yk_get_cpu_info(&info, err));
@@ -619,11 +645,7 @@ yk_status yk_cpu_bench_open(yk_cpu_bench **out, yk_profile_cpu *lane, const yk_p
         st = yk_pool_open(&b->pool, &po, err);
     if (st == YK_OK) {
         b->n_workers = yk_pool_size(b->pool);
-        yk_stage fill = {.name = "fill",
-                         .run = run_fill,
-                         .arg = b,
-                         .max_slices = (uint32_t)((b->weights.size + FILL_BYTES - 1) / FILL_BYTES)};
-        st = run_stages(b, &fill, 1, &ignored, err);
+        st = fill_weights(b, o->quick ? FILL_QUICK_NS : FILL_NS, err);
     }
     if (st == YK_OK && !small)
         st = open_reads(b, lane, o, &info, err);

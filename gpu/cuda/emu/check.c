@@ -368,7 +368,8 @@ void yk_emu_flush(yk_emu *e, uint32_t warp)
         }
         v->number = seen[k].n[v->lane]++;
     }
-    qsort(w->events, w->n_events, sizeof *w->events, by_instruction);
+    if (w->n_events)
+        qsort(w->events, w->n_events, sizeof *w->events, by_instruction);
     for (uint32_t i = 0, k; i < w->n_events; i = k) {
         for (k = i + 1;
              k < w->n_events && w->events[k].where == w->events[i].where && w->events[k].number == w->events[i].number;)
