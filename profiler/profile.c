@@ -323,7 +323,8 @@ static bool add_product(yk_profile_run *r, const yk_profile_work *w, yk_fit *to)
     if (!it)
         return false;
     it->to = to;
-    it->optional = w->down || w->step_tokens != w->n_tokens;
+    /* What was asked for is measured, however little time there is: it would be missing at each start. */
+    it->optional = w->down ? !r->o->down[w->type] : w->step_tokens != w->n_tokens && !r->o->few[w->type];
     return true;
 }
 
