@@ -116,20 +116,19 @@ void yk_k_call_sigmoid(yk_k_call *c, yk_gpu_kernel *kernel, yk_gpu_mem x, yk_gpu
     cost(c, (uint64_t)n * 8, (uint64_t)n * 20);
 }
 
+/* What the heads of a token are made from, and where its sequence lies: first arguments of rope_kv and attend. */
+static void heads_in(yk_k_call *c, const yk_k_rope_kv *a)
+{
+    const yk_gpu_mem in[] = {a->qkv, a->q_b, a->k_b, a->v_b, a->q_norm, a->k_norm, a->cs, a->pos, a->seq, a->kv.table};
+    for (size_t i = 0; i < sizeof in / sizeof *in; i++)
+        mem(c, in[i]);
+}
+
 void yk_k_call_rope_kv(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rope_kv *a)
 {
     const uint64_t values = (uint64_t)a->n * (a->n_heads + 2 * a->n_kv_heads) * a->head_dim;
     begin(c, kernel, a->n_heads + 2 * a->n_kv_heads, a->n, 1);
-    mem(c, a->qkv);
-    mem(c, a->q_b);
-    mem(c, a->k_b);
-    mem(c, a->v_b);
-    mem(c, a->q_norm);
-    mem(c, a->k_norm);
-    mem(c, a->cs);
-    mem(c, a->pos);
-    mem(c, a->seq);
-    mem(c, a->kv.table);
+    heads_in(c, a);
     mem(c, a->q_out);
     mem(c, a->kv.kv);
     num(c, a->qkv_stride);
@@ -151,16 +150,7 @@ void yk_k_call_attend(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attend *a)
     const yk_k_rope_kv *o = &a->rope;
     const uint64_t seen = (uint64_t)o->n * a->mean_positions * o->head_dim, values = (uint64_t)o->n * o->n_heads * o->head_dim;
     begin(c, kernel, o->n_heads, o->n, 1);
-    mem(c, o->qkv);
-    mem(c, o->q_b);
-    mem(c, o->k_b);
-    mem(c, o->v_b);
-    mem(c, o->q_norm);
-    mem(c, o->k_norm);
-    mem(c, o->cs);
-    mem(c, o->pos);
-    mem(c, o->seq);
-    mem(c, o->kv.table);
+    heads_in(c, o);
     mem(c, a->sinks);
     mem(c, o->kv.kv);
     mem(c, a->out);

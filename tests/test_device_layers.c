@@ -120,17 +120,6 @@ static int run(yk_model *m, yk_engine_opts o, const int32_t *tokens, result *out
     return bad;
 }
 
-static double largest_difference(const float *a, const float *b, size_t n)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double d = fabs((double)a[i] - b[i]);
-        if (!(d <= most)) /* NaN stays */
-            most = d;
-    }
-    return most;
-}
-
 typedef struct tally {
     int compared, ids;
     double most[2];
@@ -142,7 +131,7 @@ static int compare(const result *want, const result *got, uint32_t n_vocab, bool
     const double limit = yk_tolerance_find("logits-lane", quantised ? "quantised" : "float")->rel;
     for (int row = 0; row < N_ROWS + GREEDY; row++) {
         const float *w = want->logits + (size_t)row * n_vocab, *g = got->logits + (size_t)row * n_vocab;
-        const double d = largest_difference(w, g, n_vocab);
+        const double d = yk_largest_difference(w, g, n_vocab);
         t->most[quantised] = d <= t->most[quantised] ? t->most[quantised] : d;
         if (!(d <= limit)) {
             printf("FAILED: %s: row %d differs by %g, allowed %g\n", what, row, d, limit);

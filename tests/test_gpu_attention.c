@@ -120,6 +120,41 @@ static void head_truth(const shape *s, const source *src, uint32_t h, const floa
     }
 }
 
+typedef struct rope_data {
+    const float *qkv; /* [n][stride] */
+    uint32_t stride;
+    const float *b, *norm, *cs; /* of q, k and v; of q and k; of `context` positions */
+    uint32_t context;
+} rope_data;
+
+/* Arguments of the heads of n tokens, but for positions, sequences, KV and the output. */
+static yk_k_rope_kv rope_args(const shape *s, uint32_t n, rope_data d, uint32_t q_stride)
+{
+    const uint32_t n_q = s->n_heads * s->head_dim, n_kv = s->n_kv * s->head_dim;
+    yk_k_rope_kv a = {.n = n,
+                      .qkv_stride = d.stride,
+                      .q_stride = q_stride,
+                      .n_heads = s->n_heads,
+                      .n_kv_heads = s->n_kv,
+                      .head_dim = s->head_dim,
+                      .n_rot = s->n_rot,
+                      .eps = 1e-6f,
+                      .pairing = s->pairing,
+                      .full_norm = s->norm == YK_QK_NORM_FULL};
+    a.qkv = yk_rig_in(&rig, d.qkv, (uint64_t)n * d.stride * 4);
+    if (s->bias) {
+        a.q_b = yk_rig_in(&rig, d.b, n_q * 4);
+        a.k_b = yk_rig_in(&rig, d.b + n_q, n_kv * 4);
+        a.v_b = yk_rig_in(&rig, d.b + n_q + n_kv, n_kv * 4);
+    }
+    if (s->norm != YK_QK_NORM_NONE) {
+        a.q_norm = yk_rig_in(&rig, d.norm, n_q * 4);
+        a.k_norm = yk_rig_in(&rig, d.norm + n_q, n_kv * 4);
+    }
+    a.cs = yk_rig_in(&rig, d.cs, (uint64_t)d.context * s->n_rot * 4);
+    return a;
+}
+
 static void rope_case(const shape *s)
 {
     enum { CONTEXT = 320 };
@@ -138,27 +173,7 @@ static void rope_case(const shape *s)
     }
     pool p = pool_new(s);
     yk_rig_case(&rig, "rope_kv heads=%u/%u head_dim=%u norm=%d", s->n_heads, s->n_kv, hd, s->norm);
-    yk_k_rope_kv a = {.n = n,
-                      .qkv_stride = stride,
-                      .q_stride = n_q + 1,
-                      .n_heads = s->n_heads,
-                      .n_kv_heads = s->n_kv,
-                      .head_dim = hd,
-                      .n_rot = s->n_rot,
-                      .eps = 1e-6f,
-                      .pairing = s->pairing,
-                      .full_norm = s->norm == YK_QK_NORM_FULL};
-    a.qkv = yk_rig_in(&rig, qkv, (uint64_t)n * stride * 4);
-    if (s->bias) {
-        a.q_b = yk_rig_in(&rig, b, n_q * 4);
-        a.k_b = yk_rig_in(&rig, b + n_q, n_kv * 4);
-        a.v_b = yk_rig_in(&rig, b + n_q + n_kv, n_kv * 4);
-    }
-    if (s->norm != YK_QK_NORM_NONE) {
-        a.q_norm = yk_rig_in(&rig, norm, n_q * 4);
-        a.k_norm = yk_rig_in(&rig, norm + n_q, n_kv * 4);
-    }
-    a.cs = yk_rig_in(&rig, cs, (uint64_t)CONTEXT * s->n_rot * 4);
+    yk_k_rope_kv a = rope_args(s, n, (rope_data){qkv, stride, b, norm, cs, CONTEXT}, n_q + 1);
     a.pos = yk_rig_in(&rig, positions, sizeof positions);
     a.seq = yk_rig_in(&rig, seqs, sizeof seqs);
     a.q_out = yk_rig_out(&rig, NULL, (uint64_t)n * a.q_stride * 4);
@@ -367,27 +382,7 @@ static void attend_case(const shape *s, uint32_t window, bool sinks)
     pool p = pool_new(s);
     yk_rig_case(&rig, "attend heads=%u/%u head_dim=%u norm=%d window=%u sinks=%d", s->n_heads, s->n_kv, hd, s->norm, window,
                 sinks);
-    yk_k_rope_kv a = {.n = n,
-                      .qkv_stride = stride,
-                      .q_stride = n_q,
-                      .n_heads = s->n_heads,
-                      .n_kv_heads = s->n_kv,
-                      .head_dim = hd,
-                      .n_rot = s->n_rot,
-                      .eps = 1e-6f,
-                      .pairing = s->pairing,
-                      .full_norm = s->norm == YK_QK_NORM_FULL};
-    a.qkv = yk_rig_in(&rig, qkv, (uint64_t)n * stride * 4);
-    if (s->bias) {
-        a.q_b = yk_rig_in(&rig, b, n_q * 4);
-        a.k_b = yk_rig_in(&rig, b + n_q, n_kv * 4);
-        a.v_b = yk_rig_in(&rig, b + n_q + n_kv, n_kv * 4);
-    }
-    if (s->norm != YK_QK_NORM_NONE) {
-        a.q_norm = yk_rig_in(&rig, norm, n_q * 4);
-        a.k_norm = yk_rig_in(&rig, norm + n_q, n_kv * 4);
-    }
-    a.cs = yk_rig_in(&rig, cs, (uint64_t)CONTEXT * s->n_rot * 4);
+    yk_k_rope_kv a = rope_args(s, n, (rope_data){qkv, stride, b, norm, cs, CONTEXT}, n_q);
     a.pos = yk_rig_in(&rig, pos, sizeof pos);
     a.seq = yk_rig_in(&rig, seq, sizeof seq);
     a.q_out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4);

@@ -173,17 +173,6 @@ static int run(yk_model *m, const yk_plan *plan, const char *isa, const int32_t 
     return bad;
 }
 
-static double largest_difference(const float *a, const float *b, size_t n)
-{
-    double most = 0;
-    for (size_t i = 0; i < n; i++) {
-        const double d = fabs((double)a[i] - b[i]);
-        if (!(d <= most)) /* NaN stays */
-            most = d;
-    }
-    return most;
-}
-
 typedef struct tally {
     int plans, rows, same, kinds[3]; /* same: rows within 1e-3 */
     int attn_copied;                 /* layers */
@@ -195,7 +184,7 @@ static int compare(const float *want, const float *got, uint32_t n_vocab, bool q
 {
     const double limit = yk_tolerance_find("logits-lane", quantised ? "quantised" : "float")->rel;
     for (int s = 0; s < N_ROWS; s++) {
-        const double d = largest_difference(want + (size_t)s * n_vocab, got + (size_t)s * n_vocab, n_vocab);
+        const double d = yk_largest_difference(want + (size_t)s * n_vocab, got + (size_t)s * n_vocab, n_vocab);
         t->rows++;
         t->same += d <= 1e-3;
         t->most[quantised] = d <= t->most[quantised] ? t->most[quantised] : d;

@@ -6,6 +6,7 @@
 #ifndef YK_TESTS_TOLERANCE_H
 #define YK_TESTS_TOLERANCE_H
 
+#include <math.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -80,6 +81,18 @@ static inline const yk_tolerance *yk_tolerance_find(const char *op, const char *
             any = t;
     }
     return any;
+}
+
+/* Of n values; NaN stays. */
+static inline double yk_largest_difference(const float *a, const float *b, size_t n)
+{
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double d = fabs((double)a[i] - b[i]);
+        if (!(d <= most)) /* NaN stays */
+            most = d;
+    }
+    return most;
 }
 
 #endif
