@@ -101,7 +101,7 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
         const double b = (double)(units - last) * (double)part->unit_bytes[m] + (last ? (double)part->last_bytes[m] : 0);
         bytes += b;
         s += mean_product_s(lane, step, part->type[m], b, tokens, spread) *
-             (m == YK_MAT_DOWN ? lane->down_factor[part->type[m]][step->prefill] : 1);
+             (m == YK_MAT_DOWN ? yk_lane_down(lane, part->type[m], step->prefill, units) : 1);
     }
     if (kind == YK_KIND_CC) {
         const double width =

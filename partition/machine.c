@@ -21,8 +21,8 @@ static const uint32_t fit_tokens[YK_FIT_TOKENS] = {1, 4, 8, 16, 32, 64, 128, 256
 static const char *const fit_names[YK_FIT_TOKENS] = {"1", "4", "8", "16", "32", "64", "128", "256", "512"};
 static const uint32_t prompt_tokens[YK_PROMPT_POINTS] = {8, 32, 64, 128, 512};
 static const char *const prompt_names[YK_PROMPT_POINTS] = {"8", "32", "64", "128", "512"};
-static const uint32_t down_tokens[YK_DOWN_POINTS] = {1, 512};
-static const char *const down_names[YK_DOWN_POINTS] = {"1", "512"};
+static const uint32_t down_tokens[YK_DOWN_POINTS] = {1, 512, 1, 512}, down_units[YK_DOWN_POINTS] = {8, 8, 2, 2};
+static const char *const down_names[YK_DOWN_POINTS] = {"1", "512", "1_narrow", "512_narrow"};
 static const uint32_t head_dims[YK_HEAD_DIMS] = {64, 128};
 static const char *const head_names[YK_HEAD_DIMS] = {"64", "128"};
 static const char *const link_names[YK_LINK_FITS] = {"to_device", "to_host", "pageable_to_device", "pageable_to_host"};
@@ -35,6 +35,11 @@ uint32_t yk_fit_tokens(uint32_t i)
 uint32_t yk_prompt_tokens(uint32_t i)
 {
     return prompt_tokens[i];
+}
+
+uint32_t yk_down_units(uint32_t i)
+{
+    return down_units[i];
 }
 
 uint32_t yk_down_tokens(uint32_t i)
@@ -658,6 +663,13 @@ double yk_curve_at(const yk_curve *c, double tokens)
     return c->s_per_byte[i - 1] + part * (c->s_per_byte[i] - c->s_per_byte[i - 1]);
 }
 
+double yk_lane_down(const yk_lane *lane, yk_type type, bool prefill, uint32_t units)
+{
+    const double wide = lane->down_factor[type][prefill], narrow = lane->down_factor[type][prefill + 2];
+    const double at = 1.0 / units, from = 1.0 / down_units[0], to = 1.0 / down_units[2];
+    return units < down_units[0] && narrow > wide ? wide + (narrow - wide) * (at - from) / (to - from) : wide;
+}
+
 static void add_point(yk_curve *c, double tokens, double s)
 {
     c->tokens[c->n] = tokens;
@@ -701,9 +713,11 @@ void yk_lane_resolve(yk_lane *lane, const yk_rates *r, bool is_device)
         best = fmax(best, rate[YK_B_1]);
         flops = fmax(flops, 16 / bits_of(t) / s[YK_B_PREFILL]);
         resolve_prompt(&lane->prompt[t], r->prompt[from], s);
-        const double *down = r->down[from], prompt = lane->prompt[t].n ? 1 / yk_curve_at(&lane->prompt[t], down_tokens[1]) : 0;
-        lane->down_factor[t][0] = down[0] > 0 ? rate[YK_B_1] / down[0] : 1;
-        lane->down_factor[t][1] = down[1] > 0 && prompt > 0 ? prompt / down[1] : 1;
+        const double prompt = lane->prompt[t].n ? 1 / yk_curve_at(&lane->prompt[t], down_tokens[1]) : 0;
+        for (int i = 0; i < YK_DOWN_POINTS; i++) {
+            const double rows = down_tokens[i] == 1 ? rate[YK_B_1] : prompt, down = r->down[from][i];
+            lane->down_factor[t][i] = down > 0 && rows > 0 ? rows / down : i < 2 ? 1 : lane->down_factor[t][i - 2];
+        }
     }
     lane->read_s_per_byte = 1 / (r->read_bytes_per_s > 0 ? r->read_bytes_per_s : best);
     lane->fixed_s = 1e-9 * (is_device && r->fixed_ns < 0 ? 10e3 : r->fixed_ns);

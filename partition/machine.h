@@ -13,7 +13,7 @@
  *   overlap              CPU and link together get the read rate; each is sure of half, and has what the other does not take (pair.h)
  *   hand_off, launch, latencies, fixed cost   on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0
  *   prompt (by type)     the token buckets, and the prefill rate beyond the last
- *   down (by type)       as rows
+ *   down (by type)       as rows; of 2 units: as of 8
  *   attention_by_head    of K and V: read; of operations: attention_flops
  *   stage, row           they cost nothing
  * The fits say how the rates were found and how sure they are; nothing has to be there. docs/PROFILER.md lists the keys of the file. */
@@ -49,9 +49,11 @@ uint32_t yk_fit_tokens(uint32_t i); /* 1 4 8 16 32 64 128 256 512 */
 enum { YK_PROMPT_POINTS = 5 };
 uint32_t yk_prompt_tokens(uint32_t i); /* 8 32 64 128 512 */
 
-/* Down is multiplied by columns of tiles, which is slower than rows; measured at so many tokens. */
-enum { YK_DOWN_POINTS = 2 };
-uint32_t yk_down_tokens(uint32_t i); /* 1 512 */
+/* Down is multiplied by columns of tiles, which is slower than rows, and the slower the fewer cut units an FFN has: experts are narrow. Measured
+ * at so many tokens, with FFNs of so many cut units. */
+enum { YK_DOWN_POINTS = 4 };
+uint32_t yk_down_tokens(uint32_t i); /* 1 512 1 512 */
+uint32_t yk_down_units(uint32_t i);  /* 8 8 2 2 */
 
 /* Dimensions of the heads that attention is measured with; others count as the nearest. */
 enum { YK_HEAD_DIMS = 2 };
@@ -135,12 +137,15 @@ typedef struct yk_lane {
     double s_per_byte[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_s_per_byte, fixed_s, attention_s_per_flop;
     yk_curve prompt[YK_TYPE_LIMIT];                    /* n 0: not measured */
-    double down_factor[YK_TYPE_LIMIT][YK_DOWN_POINTS]; /* down takes so many times as long as rows: decode, prompts */
+    double down_factor[YK_TYPE_LIMIT][YK_DOWN_POINTS]; /* down takes so many times as long as rows: decode, prompts; 8 units, 2 */
     double head_kv_s_per_byte[YK_HEAD_DIMS], head_s_per_flop[YK_HEAD_DIMS];
     double stage_s, row_s_per_byte;
 } yk_lane;
 void yk_lane_resolve(yk_lane *lane, const yk_rates *rates, bool is_device);
 double yk_curve_at(const yk_curve *curve, double tokens);
+/* Down of an FFN of so many cut units takes so many times as long as rows. The cost of an FFN's rows of results is beside that of its
+ * columns, so between 8 and 2 units, and to 1, straight in 1 / units. */
+double yk_lane_down(const yk_lane *lane, yk_type type, bool prefill, uint32_t units);
 /* Index of the measured head nearest to one of so many dimensions. */
 uint32_t yk_head_of(uint32_t head_dim);
 

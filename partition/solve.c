@@ -149,7 +149,8 @@ static void rehearse(yk_cost *c)
         for (int b = 0; b < YK_B_PREFILL; b++)
             c->cpu.s_per_byte[t][b] = read * fmax(1, yk_bucket_tokens((yk_bucket)b) / REHEARSAL_TOKENS);
         c->cpu.s_per_byte[t][YK_B_PREFILL] = read / REHEARSAL_TOKENS;
-        c->cpu.down_factor[t][0] = c->cpu.down_factor[t][1] = 1;
+        for (int i = 0; i < YK_DOWN_POINTS; i++)
+            c->cpu.down_factor[t][i] = 1;
     }
     for (int i = 0; i < YK_HEAD_DIMS; i++) {
         c->cpu.head_kv_s_per_byte[i] = read;

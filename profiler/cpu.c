@@ -22,8 +22,8 @@ enum {
     AWAY_NS = 20000,                            /* it may be away from its processor so long, */
     AWAY_PART = 50,                             /* or this part of a pass */
     UNIT = 256,                                 /* intermediate units of a cut unit (src/model/cut.h) */
-    PART_UNITS = 8,                             /* cut units of an FFN; more of them are several FFNs, as experts are */
-    RESULTS = YK_TOKEN_TILE * 2 * YK_ROWS_MAX,  /* floats of a slice's results */
+    PART_UNITS = 8, /* cut units of an FFN unless told; more of them are several FFNs, as experts are */
+    RESULTS = YK_TOKEN_TILE * 2 * YK_ROWS_MAX, /* floats of a slice's results */
     ROW_STAGES = YK_PROFILE_ROW_STAGES,
     KV_BLOCK = 16,
     MAX_DEPTH = 16384,
@@ -134,12 +134,12 @@ static yk_status run_stages(yk_cpu_bench *b, const yk_stage *stages, uint32_t n,
 
 /* ---- products -------------------------------------------------------------------------------------------------------------------------- */
 
-/* FFNs of up to PART_UNITS cut units each for all tokens. `cols` is the width of gate's and up's rows and the height of down. */
+/* FFNs of up to part_units cut units each for all tokens. `cols` is the width of gate's and up's rows and the height of down. */
 typedef struct product {
     const yk_cpu_bench *b;
     yk_type type;
     const uint8_t *w;
-    uint32_t n_tokens, cols, n_units;
+    uint32_t n_tokens, cols, n_units, part_units;
     uint32_t units_slice, rows_slice; /* intermediate units of a gate_up slice, rows of a down slice */
     uint64_t panel, tile;             /* bytes of 16 rows of gate, of 16 rows of a tile of down */
     uint64_t down_at, unit_bytes;     /* in a cut unit */
@@ -183,8 +183,8 @@ static void run_down(const yk_stage *stage, uint32_t slice, yk_worker *worker)
     scratch *s = worker->scratch;
     for (uint32_t t = 0; t < p->n_tokens; t++)
         memset(p->b->y + (size_t)t * YK_PROFILE_COLS + r0, 0, n_rows * sizeof *s->y);
-    for (uint32_t u = 0; u < p->n_units; u += PART_UNITS) {
-        const uint32_t units = p->n_units - u < PART_UNITS ? p->n_units - u : PART_UNITS;
+    for (uint32_t u = 0; u < p->n_units; u += p->part_units) {
+        const uint32_t units = p->n_units - u < p->part_units ? p->n_units - u : p->part_units;
         const uint8_t *w = p->w + u * p->unit_bytes + p->down_at + r0 / YK_TILE_ROWS * p->tile;
         for (uint32_t t0 = 0; t0 < p->n_tokens; t0 += YK_TOKEN_TILE) {
             multiply(p,
@@ -235,7 +235,7 @@ static void size_product(const yk_cpu_bench *b, product *p, uint64_t bytes, uint
     n = n < 1 ? 1 : n > MAX_SLICES * YK_UNITS_MULTIPLE / UNIT ? MAX_SLICES * YK_UNITS_MULTIPLE / UNIT : n;
     p->n_units = (uint32_t)(n * p->unit_bytes > b->size ? b->size / p->unit_bytes : n);
     if (!yk_type_row_bytes(p->type, p->cols, &row) ||
-        !yk_type_row_bytes(p->type, UNIT * (p->n_units < PART_UNITS ? p->n_units : PART_UNITS), &down_row))
+        !yk_type_row_bytes(p->type, UNIT * (p->n_units < p->part_units ? p->n_units : p->part_units), &down_row))
         row = down_row = 0; /* cpu_has has seen that both can be */
     p->units_slice = yk_units_per_slice(2 * row, step_tokens, UNIT);
     p->rows_slice = yk_rows_per_slice(down_row, step_tokens, YK_ROWS_MULTIPLE);
@@ -259,12 +259,13 @@ static yk_stage gate_up_stage(product *p)
 static yk_status cpu_product(void *self, const yk_profile_work *work, uint64_t bytes, yk_pass *out, yk_error *err)
 {
     yk_cpu_bench *b = self;
-    product p = {.b = b, .type = work->type, .n_tokens = work->n_tokens};
+    product p = {
+        .b = b, .type = work->type, .n_tokens = work->n_tokens, .part_units = work->down_units ? work->down_units : PART_UNITS};
     size_product(b, &p, bytes, work->step_tokens);
     take_weights(b, &p);
-    out->x = (double)(p.n_units * (work->down ? p.unit_bytes - p.down_at : p.down_at));
+    out->x = (double)(p.n_units * (work->down_units ? p.unit_bytes - p.down_at : p.down_at));
     yk_stage stage = gate_up_stage(&p);
-    if (work->down)
+    if (work->down_units)
         stage = (yk_stage){.name = "down", .run = run_down, .arg = &p, .max_slices = yk_ceil_div(p.cols, p.rows_slice)};
     return run_stages(b, &stage, 1, out, err);
 }
@@ -300,7 +301,7 @@ static yk_status stages_of_a_token(yk_cpu_bench *b, rows *r, yk_pass *out, yk_er
     product p[ROW_STAGES];
     yk_stage stages[2 * ROW_STAGES];
     for (int i = 0; i < ROW_STAGES; i++) {
-        p[i] = (product){.b = b, .type = YK_TYPE_Q8_0, .n_tokens = 1};
+        p[i] = (product){.b = b, .type = YK_TYPE_Q8_0, .n_tokens = 1, .part_units = PART_UNITS};
         size_product(b, &p[i], unit_bytes(YK_TYPE_Q8_0, YK_PROFILE_COLS), 1);
         take_weights(b, &p[i]);
         stages[2 * i] = gate_up_stage(&p[i]);

@@ -209,7 +209,7 @@ static yk_status pass_read(yk_item *it, double x, yk_pass *out, yk_error *err)
 static yk_status pass_product(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
     const yk_profile_cpu *cpu = it->lane;
-    return cpu->product(cpu->self, &(yk_profile_work){it->type, it->n, it->step_tokens, it->down}, (uint64_t)x, out, err);
+    return cpu->product(cpu->self, &(yk_profile_work){it->type, it->n, it->step_tokens, it->down_units}, (uint64_t)x, out, err);
 }
 
 static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *err)
@@ -230,10 +230,12 @@ static yk_status pass_rows(yk_item *it, double x, yk_pass *out, yk_error *err)
 /* Where there are many tokens the fixed cost does not count, and one size tells the rate. */
 static yk_item *product_item(yk_profile_run *r, const yk_profile_work *w)
 {
-    char few[24] = "";
+    char few[24] = "", down[24] = "";
     if (w->step_tokens != w->n_tokens)
         snprintf(few, sizeof few, " of %u", w->step_tokens);
-    yk_item *it = yk_profile_item(r, "cpu.%s.%u%s%s", yk_type_get(w->type)->name, w->n_tokens, few, w->down ? ".down" : "");
+    if (w->down_units)
+        snprintf(down, sizeof down, ".down.%u", w->down_units);
+    yk_item *it = yk_profile_item(r, "cpu.%s.%u%s%s", yk_type_get(w->type)->name, w->n_tokens, few, down);
     const double unit = (double)r->cpu->unit_bytes(r->cpu->self, w->type);
     const bool many = w->step_tokens >= PREFILL_TOKENS;
     if (!it)
@@ -243,10 +245,10 @@ static yk_item *product_item(yk_profile_run *r, const yk_profile_work *w)
     it->type = w->type;
     it->n = w->n_tokens;
     it->step_tokens = w->step_tokens;
-    it->down = w->down;
+    it->down_units = w->down_units;
     it->n_x = many ? 1 : 2;
     it->proportional = many;
-    it->x[0] = many && !w->down ? 4 * unit : many ? 8 * unit : unit;
+    it->x[0] = many && !w->down_units ? 4 * unit : many ? 8 * unit : w->down_units ? 2 * unit : unit;
     it->x[1] = 8 * unit;
     it->least = unit / 16;
     it->weight = w->n_tokens > 8 ? 2 : 1;
@@ -317,6 +319,11 @@ typedef struct cpu_fits {
     yk_fit few[YK_TYPE_LIMIT][YK_PROMPT_POINTS], down[YK_TYPE_LIMIT][YK_DOWN_POINTS], attention[2][YK_HEAD_DIMS], stage, rows;
 } cpu_fits;
 
+static bool wants_down(const yk_profile_opts *o, yk_type type, uint32_t units)
+{
+    return units < yk_down_units(0) ? o->narrow[type] : o->down[type];
+}
+
 static bool add_product(yk_profile_run *r, const yk_profile_work *w, yk_fit *to)
 {
     yk_item *it = product_item(r, w);
@@ -324,7 +331,8 @@ static bool add_product(yk_profile_run *r, const yk_profile_work *w, yk_fit *to)
         return false;
     it->to = to;
     /* What was asked for is measured, however little time there is: it would be missing at each start. */
-    it->optional = w->down ? !r->o->down[w->type] : w->step_tokens != w->n_tokens && !r->o->few[w->type];
+    it->optional =
+        w->down_units ? !wants_down(r->o, w->type, w->down_units) : w->step_tokens != w->n_tokens && !r->o->few[w->type];
     return true;
 }
 
@@ -335,7 +343,7 @@ static bool add_steps(yk_profile_run *r, yk_type type)
     for (uint32_t i = 0; i < YK_FIT_TOKENS && room; i++) {
         const uint32_t n = yk_fit_tokens(i);
         if (yk_profile_wants(r->o, n))
-            room = add_product(r, &(yk_profile_work){type, n, n, false}, &r->m->rates.product_fit[type][i]);
+            room = add_product(r, &(yk_profile_work){type, n, n, 0}, &r->m->rates.product_fit[type][i]);
     }
     return room;
 }
@@ -345,11 +353,13 @@ static bool add_parts(yk_profile_run *r, yk_type type, cpu_fits *f)
 {
     const yk_profile_opts *o = r->o;
     bool room = true;
-    for (uint32_t i = 0; i < YK_DOWN_POINTS && room && (o->down[type] || !o->quick); i++)
-        room = add_product(r, &(yk_profile_work){type, yk_down_tokens(i), yk_down_tokens(i), true}, &f->down[type][i]);
+    for (uint32_t i = 0; i < YK_DOWN_POINTS && room; i++)
+        if (!o->quick || wants_down(o, type, yk_down_units(i)))
+            room = add_product(r, &(yk_profile_work){type, yk_down_tokens(i), yk_down_tokens(i), yk_down_units(i)},
+                               &f->down[type][i]);
     for (uint32_t i = 0; i < YK_PROMPT_POINTS && room && (o->few[type] || !o->quick); i++)
         if (yk_prompt_tokens(i) < PREFILL_TOKENS)
-            room = add_product(r, &(yk_profile_work){type, yk_prompt_tokens(i), YK_PROFILE_TOKENS, false}, &f->few[type][i]);
+            room = add_product(r, &(yk_profile_work){type, yk_prompt_tokens(i), YK_PROFILE_TOKENS, 0}, &f->few[type][i]);
     return room;
 }
 

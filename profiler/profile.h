@@ -18,11 +18,10 @@ typedef struct yk_pass {
     yk_company company;
 } yk_pass;
 
-/* A product of a weight type with n of a step's tokens; `down`: the columns of tiles that down is made of, else rows. */
+/* A product of a weight type with n of a step's tokens; down: the columns of tiles that it is made of, of FFNs of so many cut units; 0: rows. */
 typedef struct yk_profile_work {
     yk_type type;
-    uint32_t n_tokens, step_tokens;
-    bool down;
+    uint32_t n_tokens, step_tokens, down_units;
 } yk_profile_work;
 
 /* The CPU lane that is measured: this machine's (cpu.c), or a modelled one in tests. */
@@ -45,8 +44,8 @@ typedef struct yk_profile_cpu {
 
 typedef struct yk_profile_opts {
     bool types[YK_TYPE_LIMIT]; /* weight types to measure */
-    /* Types of experts (products with few of a prompt's tokens) and of down; the full mode takes all for such. */
-    bool few[YK_TYPE_LIMIT], down[YK_TYPE_LIMIT];
+    /* Types of experts (products with few of a prompt's tokens), of down, and of down of experts of few cut units; the full mode takes all for such. */
+    bool few[YK_TYPE_LIMIT], down[YK_TYPE_LIMIT], narrow[YK_TYPE_LIMIT];
     uint32_t n_devices;
     char devices[YK_MAX_DEVICES][YK_DEVICE_NAME]; /* "opencl:0" */
     const char *null_options;                     /* for null devices: gpu/null/null.c; NULL: there is none */
@@ -99,8 +98,7 @@ struct yk_item {
     void *lane;                                                              /* for pass */
     yk_type type;
     uint32_t n, which; /* tokens; way, direction, head's dimensions */
-    uint32_t step_tokens;
-    bool down;
+    uint32_t step_tokens, down_units;
     uint32_t n_x;
     double x[YK_FIT_SIZES], least; /* ascending; made smaller together, not below `least`, when one takes too long */
     bool fixed;                    /* sizes may not be changed */

@@ -2,6 +2,7 @@
  * refused with the key. */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,6 +106,17 @@ static void check_lane(void **state)
     assert_true(lane.s_per_byte[YK_TYPE_Q8_0][YK_B_4] == 1 / 5e9);
     assert_true(lane.s_per_byte[YK_TYPE_Q8_0][YK_B_PREFILL] == 1 / 1e11);
     assert_true(lane.attention_s_per_flop > 0 && lane.read_s_per_byte == 1e-10);
+    /* Down: not measured as rows; the narrower the slower, where that has been measured. */
+    assert_true(yk_lane_down(&lane, YK_TYPE_Q4_0, false, 3) == 1);
+    r.down[YK_TYPE_Q8_0][0] = 4e9;
+    r.down[YK_TYPE_Q4_0][0] = 3.5e9;
+    r.down[YK_TYPE_Q4_0][2] = 1.75e9;
+    yk_lane_resolve(&lane, &r, false);
+    assert_true(yk_lane_down(&lane, YK_TYPE_Q8_0, false, 2) == 5e9 / 4e9);
+    assert_true(yk_lane_down(&lane, YK_TYPE_Q4_0, false, 8) == 2 && yk_lane_down(&lane, YK_TYPE_Q4_0, false, 56) == 2);
+    assert_true(yk_lane_down(&lane, YK_TYPE_Q4_0, false, 2) == 4 && yk_lane_down(&lane, YK_TYPE_Q4_0, false, 4) < 3);
+    assert_true(fabs(yk_lane_down(&lane, YK_TYPE_Q4_0, false, 1) - 20.0 / 3) < 1e-12 &&
+                yk_lane_down(&lane, YK_TYPE_Q4_0, true, 1) == 1);
 }
 
 static void check_bad_machines(void **state)

@@ -36,15 +36,16 @@ static const struct {
     double rate, knee; /* bytes/s up to knee tokens, then tokens make it slower */
 } model_types[] = {{YK_TYPE_Q8_0, 20e9, 16}, {YK_TYPE_Q4_K, 15e9, 4}};
 enum { N_MODEL_TYPES = sizeof model_types / sizeof *model_types };
-#define MODEL_FIXED     5e3  /* ns of a product */
-#define MODEL_READ      24e9 /* bytes/s of all threads */
-#define MODEL_ATTENTION 7e9
-#define MODEL_FLOPS     90e9
-#define MODEL_NARROW    1.7 /* heads of 64 are slower by this */
-#define MODEL_FEW       0.8 /* rate of a product with few tokens of a prompt, as a share of the one in a step of as many */
-#define MODEL_DOWN      0.7 /* the rate of down as a share of rows' */
-#define MODEL_STAGE     2e3 /* ns */
-#define MODEL_ROWS      3e9
+#define MODEL_FIXED       5e3  /* ns of a product */
+#define MODEL_READ        24e9 /* bytes/s of all threads */
+#define MODEL_ATTENTION   7e9
+#define MODEL_FLOPS       90e9
+#define MODEL_NARROW      1.7 /* heads of 64 are slower by this */
+#define MODEL_FEW         0.8 /* rate of a product with few tokens of a prompt, as a share of the one in a step of as many */
+#define MODEL_DOWN        0.7 /* the rate of down as a share of rows' */
+#define MODEL_DOWN_NARROW 0.5 /* with FFNs of two units */
+#define MODEL_STAGE       2e3 /* ns */
+#define MODEL_ROWS        3e9
 
 typedef struct model {
     yk_profile_cpu lane;
@@ -129,7 +130,8 @@ static yk_status model_product(void *self, const yk_profile_work *w, uint64_t by
 {
     (void)err;
     const double few = w->step_tokens == w->n_tokens ? 1 : MODEL_FEW,
-                 rate = model_rate(w->type, w->n_tokens) * few * (w->down ? MODEL_DOWN : 1);
+                 down = w->down_units == 2 ? MODEL_DOWN_NARROW : MODEL_DOWN,
+                 rate = model_rate(w->type, w->n_tokens) * few * (w->down_units ? down : 1);
     model *m = self;
     if (m->gpu)
         return device_pass(m, (double)bytes, out);
@@ -192,6 +194,7 @@ static yk_profile_opts options(const model *m, uint32_t ms)
     yk_profile_opts o = {.threads = 2, .quick = true, .ms = ms, .cpu = m ? &m->lane : NULL};
     for (int i = 0; i < N_MODEL_TYPES; i++)
         o.types[model_types[i].type] = o.few[model_types[i].type] = o.down[model_types[i].type] = true;
+    o.narrow[YK_TYPE_Q8_0] = true;
     return o;
 }
 
@@ -231,6 +234,10 @@ static void check_model(const yk_machine *m, bool quick)
     near("attention, heads of 128", m->rates.head_kv_bytes_per_s[1], MODEL_ATTENTION);
     near("down of Q8_0, one token", m->rates.down[YK_TYPE_Q8_0][0], MODEL_DOWN * model_rate(YK_TYPE_Q8_0, 1));
     near("down of Q8_0, a prompt", m->rates.down[YK_TYPE_Q8_0][1], MODEL_DOWN * model_rate(YK_TYPE_Q8_0, 512));
+    near("narrow down of Q8_0, one token", m->rates.down[YK_TYPE_Q8_0][2], MODEL_DOWN_NARROW * model_rate(YK_TYPE_Q8_0, 1));
+    near("narrow down of Q8_0, a prompt", m->rates.down[YK_TYPE_Q8_0][3], MODEL_DOWN_NARROW * model_rate(YK_TYPE_Q8_0, 512));
+    if (quick)
+        assert_true(m->rates.down[YK_TYPE_Q4_K][2] == 0);
     near("a stage, ns", m->rates.stage_ns, MODEL_STAGE);
     near("rows", m->rates.row_bytes_per_s, MODEL_ROWS);
     for (uint32_t i = 0; i < YK_PROMPT_POINTS; i++) {

@@ -210,6 +210,7 @@ void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape)
                 need->types[y->part[g].type[m]] = true;
                 need->few[y->part[g].type[m]] |= g == YK_PART_EXP;
                 need->down[y->part[g].type[m]] |= m == YK_MAT_DOWN;
+                need->narrow[y->part[g].type[m]] |= m == YK_MAT_DOWN && y->part[g].cut.n < yk_down_units(0);
             }
     }
 }
@@ -284,7 +285,7 @@ static bool covers(const yk_machine *m, const yk_profile_opts *need)
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
         if (need->types[t] && ops->matmul[t] &&
             (!(m->rates.product[t][0] > 0) || (need->few[t] && !(m->rates.prompt[t][0] > 0)) ||
-             (need->down[t] && !(m->rates.down[t][0] > 0))))
+             (need->down[t] && !(m->rates.down[t][0] > 0)) || (need->narrow[t] && !(m->rates.down[t][2] > 0))))
             return false;
     for (uint32_t i = 0; i < need->n_devices; i++) {
         uint32_t k = 0;
@@ -305,6 +306,7 @@ static void add_known(yk_profile_opts *need, const yk_machine *m)
         need->types[t] = need->types[t] || m->rates.product[t][0] > 0;
         need->few[t] = need->few[t] || m->rates.prompt[t][0] > 0;
         need->down[t] = need->down[t] || m->rates.down[t][0] > 0;
+        need->narrow[t] = need->narrow[t] || m->rates.down[t][2] > 0;
     }
     for (uint32_t i = 0; i < m->n_devices; i++) {
         uint32_t k = 0;
