@@ -53,7 +53,7 @@ static double product_s(const yk_lane *lane, yk_type type, double bytes, double 
 /* The same in a step: those of a prompt are cut differently. */
 static double step_product_s(const yk_lane *lane, const yk_step_kind *step, yk_type type, double bytes, double n)
 {
-    return step->prefill && lane->prompt[type].n ? bytes * yk_curve_at(&lane->prompt[type], n)
+    return step->prefill && lane->prompt[type].n ? bytes * yk_curve_tiled(&lane->prompt[type], n)
                                                  : product_s(lane, type, bytes, n);
 }
 

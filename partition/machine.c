@@ -19,8 +19,8 @@ static const char *const bucket_names[YK_N_BUCKETS] = {"1", "2-4", "5-8", "9-16"
 static const uint32_t bucket_tokens[YK_B_PREFILL] = {1, 4, 8, 16, 32};
 static const uint32_t fit_tokens[YK_FIT_TOKENS] = {1, 4, 8, 16, 32, 64, 128, 256, 512};
 static const char *const fit_names[YK_FIT_TOKENS] = {"1", "4", "8", "16", "32", "64", "128", "256", "512"};
-static const uint32_t prompt_tokens[YK_PROMPT_POINTS] = {8, 32, 64, 128, 512};
-static const char *const prompt_names[YK_PROMPT_POINTS] = {"8", "32", "64", "128", "512"};
+static const uint32_t prompt_tokens[YK_PROMPT_POINTS] = {8, 26, 64, 122, 512};
+static const char *const prompt_names[YK_PROMPT_POINTS] = {"8", "26", "64", "122", "512"};
 static const uint32_t down_tokens[YK_DOWN_POINTS] = {1, 512, 1, 512}, down_units[YK_DOWN_POINTS] = {8, 8, 2, 2};
 static const char *const down_names[YK_DOWN_POINTS] = {"1", "512", "1_narrow", "512_narrow"};
 static const uint32_t head_dims[YK_HEAD_DIMS] = {64, 128};
@@ -668,6 +668,16 @@ double yk_lane_down(const yk_lane *lane, yk_type type, bool prefill, uint32_t un
     const double wide = lane->down_factor[type][prefill], narrow = lane->down_factor[type][prefill + 2];
     const double at = 1.0 / units, from = 1.0 / down_units[0], to = 1.0 / down_units[2];
     return units < down_units[0] && narrow > wide ? wide + (narrow - wide) * (at - from) / (to - from) : wide;
+}
+
+double yk_curve_tiled(const yk_curve *c, double tokens)
+{
+    const double tiles = floor(tokens / YK_PROMPT_TILE), rest = tokens - tiles * YK_PROMPT_TILE, last = c->tokens[c->n - 1];
+    if (tiles < 1)
+        return yk_curve_at(c, tokens);
+    const double tile =
+        last > YK_PROMPT_TILE ? c->s_per_byte[c->n - 1] * YK_PROMPT_TILE / last : yk_curve_at(c, YK_PROMPT_TILE);
+    return tiles * tile + (rest > 0 ? yk_curve_at(c, rest) * fmin(rest, 1) : 0);
 }
 
 static void add_point(yk_curve *c, double tokens, double s)

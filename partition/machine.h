@@ -45,9 +45,10 @@ enum { YK_FIT_TOKENS = 9 };
 uint32_t yk_fit_tokens(uint32_t i); /* 1 4 8 16 32 64 128 256 512 */
 
 /* Numbers of tokens that products inside a prompt are measured at: experts have few of its tokens. Steps of many tokens are cut in other slices than
- * short ones, so these rates differ from those of the token buckets. */
-enum { YK_PROMPT_POINTS = 5 };
-uint32_t yk_prompt_tokens(uint32_t i); /* 8 32 64 128 512 */
+ * short ones, so these rates differ from those of the token buckets. Kernels take tokens in groups of 8 or 16, and an expert's number is any: 26 and
+ * 122 lie as far from the next whole group as numbers do on average. The CPU multiplies YK_PROMPT_TILE tokens at a time. */
+enum { YK_PROMPT_POINTS = 5, YK_PROMPT_TILE = 128 };
+uint32_t yk_prompt_tokens(uint32_t i); /* 8 26 64 122 512 */
 
 /* Down is multiplied by columns of tiles, which is slower than rows, and the slower the fewer cut units an FFN has: experts are narrow. Measured
  * at so many tokens, with FFNs of so many cut units. */
@@ -143,6 +144,8 @@ typedef struct yk_lane {
 } yk_lane;
 void yk_lane_resolve(yk_lane *lane, const yk_rates *rates, bool is_device);
 double yk_curve_at(const yk_curve *curve, double tokens);
+/* The same in a prompt, by whole tiles of YK_PROMPT_TILE tokens and the rest. */
+double yk_curve_tiled(const yk_curve *curve, double tokens);
 /* Down of an FFN of so many cut units takes so many times as long as rows. The cost of an FFN's rows of results is beside that of its
  * columns, so between 8 and 2 units, and to 1, straight in 1 / units. */
 double yk_lane_down(const yk_lane *lane, yk_type type, bool prefill, uint32_t units);

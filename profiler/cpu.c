@@ -39,6 +39,8 @@ enum {
     HUGE_PAGE = 2 << 20
 };
 
+_Static_assert((int)YK_TOKEN_TILE == (int)YK_PROMPT_TILE, "machine.h tells the planner how many tokens meet at a time");
+
 typedef struct scratch {
     float y[RESULTS], h[YK_TOKEN_TILE * YK_ROWS_MAX], scores[SCORES];
     const void *k[TABLES], *v[TABLES];

@@ -358,7 +358,7 @@ static bool add_parts(yk_profile_run *r, yk_type type, cpu_fits *f)
             room = add_product(r, &(yk_profile_work){type, yk_down_tokens(i), yk_down_tokens(i), yk_down_units(i)},
                                &f->down[type][i]);
     for (uint32_t i = 0; i < YK_PROMPT_POINTS && room && (o->few[type] || !o->quick); i++)
-        if (yk_prompt_tokens(i) < PREFILL_TOKENS)
+        if (i != 2 && yk_prompt_tokens(i) < YK_PROFILE_TOKENS)
             room = add_product(r, &(yk_profile_work){type, yk_prompt_tokens(i), YK_PROFILE_TOKENS, 0}, &f->few[type][i]);
     return room;
 }
@@ -369,13 +369,14 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Rates in prompts: where whole steps have as many tokens, theirs. */
+/* Rates in prompts: where whole steps have as many tokens, theirs; but 64 are whole groups, which flatters what has 26 and 122. */
 static void take_prompt(double prompt[YK_PROMPT_POINTS], const yk_fit few[YK_PROMPT_POINTS], const yk_fit fits[YK_FIT_TOKENS])
 {
     for (uint32_t i = 0; i < YK_PROMPT_POINTS; i++) {
         prompt[i] = few[i].per_s;
         for (uint32_t k = 0; k < YK_FIT_TOKENS; k++)
-            if (yk_fit_tokens(k) == yk_prompt_tokens(i) && yk_prompt_tokens(i) >= PREFILL_TOKENS)
+            if (yk_fit_tokens(k) == yk_prompt_tokens(i) && yk_prompt_tokens(i) >= PREFILL_TOKENS &&
+                (i > 2 || !(few[1].per_s > 0 && few[3].per_s > 0)))
                 prompt[i] = fits[k].per_s;
     }
 }

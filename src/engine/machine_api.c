@@ -284,7 +284,7 @@ static bool covers(const yk_machine *m, const yk_profile_opts *need)
     const yk_ops *ops = yk_ops_get(need->isa);
     for (uint32_t t = 0; t < YK_TYPE_LIMIT; t++)
         if (need->types[t] && ops->matmul[t] &&
-            (!(m->rates.product[t][0] > 0) || (need->few[t] && !(m->rates.prompt[t][0] > 0)) ||
+            (!(m->rates.product[t][0] > 0) || (need->few[t] && !(m->rates.prompt[t][0] > 0 && m->rates.prompt[t][1] > 0)) ||
              (need->down[t] && !(m->rates.down[t][0] > 0)) || (need->narrow[t] && !(m->rates.down[t][2] > 0))))
             return false;
     for (uint32_t i = 0; i < need->n_devices; i++) {
