@@ -28,6 +28,17 @@ static bool has_avx2(void)
 }
 #endif
 
+#ifdef YK_HAVE_AVXVNNI
+/* Its own bit: CPUs with AVX-512 VNNI may lack it, and those it is for have no AVX-512. */
+static bool has_avxvnni(void)
+{
+    const uint32_t avx_vnni = 1u << 4; /* leaf 7.1, eax */
+    uint32_t a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
+           (a & avx_vnni);
+}
+#endif
+
 #ifdef YK_HAVE_AVX512
 static bool has_avx512(void)
 {
@@ -60,6 +71,9 @@ static const struct level {
     {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2},
     {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2_attention},
     {YK_ISA_AVX2, has_avx2, yk_ops_fill_avx2_vector},
+#endif
+#ifdef YK_HAVE_AVXVNNI
+    {YK_ISA_AVXVNNI, has_avxvnni, yk_ops_fill_avxvnni},
 #endif
 #ifdef YK_HAVE_AVX512
     {YK_ISA_AVX512, has_avx512, yk_ops_fill_avx512},

@@ -121,6 +121,9 @@ void yk_ops_fill_avx2(yk_ops *ops);
 void yk_ops_fill_avx2_attention(yk_ops *ops);
 void yk_ops_fill_avx2_vector(yk_ops *ops);
 #endif
+#ifdef YK_HAVE_AVXVNNI
+void yk_ops_fill_avxvnni(yk_ops *ops);
+#endif
 #ifdef YK_HAVE_AVX512
 void yk_ops_fill_avx512(yk_ops *ops);
 void yk_ops_fill_avx512_attention(yk_ops *ops);

@@ -14,7 +14,7 @@
 
 #include "src/base/mem.h"
 
-static const char *const isa_names[YK_ISA_N] = {"ref", "avx2", "avx512", "amx"};
+static const char *const isa_names[YK_ISA_N] = {"ref", "avx2", "avxvnni", "avx512", "amx"};
 
 const char *yk_isa_name(yk_isa isa)
 {

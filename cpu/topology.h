@@ -6,7 +6,7 @@
 
 enum { YK_MAX_CORES = 1024 };
 
-typedef enum yk_isa { YK_ISA_REF = 0, YK_ISA_AVX2, YK_ISA_AVX512, YK_ISA_AMX, YK_ISA_N } yk_isa;
+typedef enum yk_isa { YK_ISA_REF = 0, YK_ISA_AVX2, YK_ISA_AVXVNNI, YK_ISA_AVX512, YK_ISA_AMX, YK_ISA_N } yk_isa;
 
 /* Highest level this CPU can run and libyoke has kernels for. */
 yk_isa yk_isa_best(void);

@@ -389,7 +389,12 @@ static void test_levels(void **s)
         printf("level %-6s kernels of %-6s, %d packed products of its own\n", yk_isa_name((yk_isa)isa), yk_isa_name(ops->isa),
                own);
         assert_true((isa != YK_ISA_AVX2 && isa != YK_ISA_AVX512) || own == N_TYPES);
+        if (isa == YK_ISA_AVXVNNI) /* the low-bit types, or, where the CPU lacks it, none */
+            assert_int_equal(own, ops->isa == YK_ISA_AVXVNNI ? N_TYPES - 3 : 0);
     }
+#ifdef YK_HAVE_AVXVNNI
+    assert_int_equal(strstr(info.isa, "avx_vnni") != NULL, yk_ops_get(YK_ISA_AVXVNNI)->isa == YK_ISA_AVXVNNI);
+#endif
 #ifdef YK_HAVE_AVX512
     assert_int_equal(strstr(info.isa, "avx512_vnni") != NULL, yk_isa_best() >= YK_ISA_AVX512);
 #endif

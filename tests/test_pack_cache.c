@@ -253,7 +253,7 @@ static void test_layout(void **state)
 
 static void round_trip(const rig *r, const yk_model *m, const char *what)
 {
-    static const char *const isas[] = {"ref", "avx512", "amx"};
+    static const char *const isas[] = {"ref", "avxvnni", "avx512", "amx"};
     char path[1024];
     yk_engine_opts o;
     yk_model_info info;
@@ -261,7 +261,7 @@ static void round_trip(const rig *r, const yk_model *m, const char *what)
     float *want = malloc((size_t)N_STEPS * info.n_vocab * sizeof *want);
     int n_isas = 0;
     empty(r->dir);
-    for (int i = -1; i < 3; i++) { /* written by the best one, read by all */
+    for (int i = -1; i < (int)(sizeof isas / sizeof *isas); i++) { /* written by the best one, read by all */
         yk_engine *e;
         base_opts(&o, NULL);
         o.isa = i < 0 ? NULL : isas[i];
