@@ -26,6 +26,7 @@ typedef struct row {
     float *out;
     uint32_t first, end;
     float max, total; /* of the spans so far; out is the sum of e^(score - max) * value */
+    float *state;     /* NULL, or where they go at the end */
 } row;
 
 typedef struct pass {
@@ -69,7 +70,7 @@ typedef void (*value_fn)(const pass *p, const part *at, ahead *f);
 
 static inline const char *block_ahead(const pass *p, uint32_t block, bool values, uint32_t n)
 {
-    const uint32_t per_span = SPAN / BLOCK, last = (p->end - 1) / BLOCK;
+    const uint32_t per_span = SPAN / BLOCK, end = p->end > p->a->then ? p->end : p->a->then, last = (end - 1) / BLOCK;
     for (; n; n--) {
         const uint32_t next = block + 1;
         if (next <= last && next % per_span) {
@@ -120,8 +121,13 @@ static inline void run_pass(pass *p, const level *l)
         for (uint32_t b = lo / BLOCK; b * BLOCK < hi; b++)
             l->value_block(p, b);
     }
-    for (uint32_t i = 0; i < p->n; i++)
-        l->scale_out(&p->rows[i], p->a->head_dim, p->rows[i].total, true);
+    for (uint32_t i = 0; i < p->n; i++) {
+        const row *r = &p->rows[i];
+        if (r->state)
+            r->state[0] = r->max, r->state[1] = r->total;
+        else
+            l->scale_out(r, p->a->head_dim, r->total, true);
+    }
 }
 
 static inline void row_open(row *r, const yk_attention *a, uint32_t token, uint32_t head, const level *l)
@@ -131,7 +137,8 @@ static inline void row_open(row *r, const yk_attention *a, uint32_t token, uint3
                .out = a->out + token * a->out_stride + at,
                .first = a->seen ? a->seen[token].first : a->first,
                .end = a->seen ? a->seen[token].end : a->end,
-               .max = -FLT_MAX};
+               .max = -FLT_MAX,
+               .state = a->state ? a->state + 2 * ((size_t)token * a->n_heads + head) : NULL};
     if (a->sinks) { /* a logit whose value is zero */
         r->max = a->sinks[head] < -FLT_MAX ? -FLT_MAX : a->sinks[head];
         r->total = l->exp(a->sinks[head] - r->max);

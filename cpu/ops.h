@@ -77,7 +77,17 @@ typedef struct yk_attention {
     uint32_t n_tokens;           /* 0 counts as 1; `scores` is needed for one token only */
     const yk_seen *seen;         /* NULL: all see first .. end; else [n_tokens], and first and end are not read */
     size_t q_stride, out_stride; /* floats between tokens */
+    /* Positions in parts, of which attention_join makes the whole: then this call's `out` is the sum of e^(score - max) * value. */
+    float *state;  /* NULL: `out` is the result; else [n_tokens][n_heads][2]: max, and the sum of e^(score - max), sinks included */
+    uint32_t then; /* positions up to here are wanted after this call, and fetched ahead; 0: none */
 } yk_attention;
+
+/* A part of the positions, for n_heads heads of one token; `out` and `state` as yk_attention gives them. */
+typedef struct yk_attention_part {
+    const float *out, *state;
+    uint32_t n_heads, head_dim;
+    bool last; /* no part follows */
+} yk_attention_part;
 
 typedef struct yk_ops {
     yk_isa isa;
@@ -104,6 +114,8 @@ typedef struct yk_ops {
     void (*glu)(const float *gate, const float *up, uint32_t n, yk_glu kind, float *y);
     /* Attention of one token, or of some tokens of one sequence, for one kv head. */
     void (*attention)(const yk_attention *a);
+    /* Add a part to the sum of those before it, in `out` and `state`; after the last one `out` is the result. */
+    void (*attention_join)(const yk_attention_part *p, float *out, float *state);
     /* Router: logits [n] -> ids [k] and weights [k]. Always gives k different ids < n, whatever the logits (NaN counts as the lowest);
      * equal logits go to the lower id. */
     void (*route)(const float *logits, uint32_t n, uint32_t k, yk_router kind, bool renorm, uint32_t *ids, float *weights);

@@ -120,6 +120,59 @@ static void test_threads(void **state)
     }
 }
 
+/* Beyond 512 positions attention is summed in parts: one worker does them all, or, where heads are few, several do. Logits of a prompt, then of tokens one by
+ * one, alone and beside a short sequence. */
+enum { N_DEEP = 1200, N_AFTER = 3, N_SHORT = 5 };
+
+static void deep_logits(uint32_t threads, uint32_t batch, bool beside, float *out)
+{
+    yk_engine_opts o;
+    yk_engine *e;
+    yk_error err = {0};
+    int32_t tokens[N_DEEP + N_AFTER];
+    for (int i = 0; i < N_DEEP + N_AFTER; i++)
+        tokens[i] = prompt[i / N_PROMPT % N_SEQS][i % N_PROMPT];
+    yk_engine_opts_init(&o);
+    o.threads = threads;
+    o.batch = batch;
+    o.max_seqs = 2;
+    o.context = 1300;
+    if (yk_engine_open(&e, model, &o, &err) != YK_OK)
+        fail_msg("%s", err.text);
+    yk_seq *seq = new_seq(e), *other = new_seq(e);
+    feed(e, other, prompt[1], N_SHORT);
+    feed(e, seq, tokens, N_DEEP);
+    for (int i = 0; i <= N_AFTER; i++) {
+        memcpy(out + (size_t)i * info.n_vocab, yk_logits(e, 0, 0), info.n_vocab * sizeof *out);
+        const yk_batch_entry b[2] = {{seq, tokens + N_DEEP + i, 1, YK_LOGITS_LAST}, {other, prompt[1] + N_SHORT + i, 1, 0}};
+        if (i < N_AFTER && yk_decode(e, b, beside ? 2 : 1, &err) != YK_OK)
+            fail_msg("%s", err.text);
+    }
+    yk_seq_close(&seq);
+    yk_seq_close(&other);
+    yk_engine_close(&e);
+}
+
+static void test_depth(void **state)
+{
+    (void)state;
+    const size_t bytes = (N_AFTER + 1) * (size_t)info.n_vocab * sizeof(float);
+    float *want = malloc(bytes), *got = malloc(bytes);
+    assert_non_null(want);
+    assert_non_null(got);
+    deep_logits(1, 512, false, want);
+    for (size_t i = 0; i < bytes / sizeof *want; i++)
+        assert_true(isfinite(want[i]));
+    static const uint32_t batches[] = {512, 100, 5};
+    for (uint32_t threads = 1; threads <= 3; threads++)
+        for (int beside = 0; beside < 2; beside++) {
+            deep_logits(threads, batches[threads - 1], beside, got);
+            assert_memory_equal(got, want, bytes);
+        }
+    free(want);
+    free(got);
+}
+
 /* Prompt cut by the engine (option batch) and by the caller. */
 static void test_batches(void **state)
 {
@@ -383,10 +436,9 @@ static void test_cancel(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_threads),      cmocka_unit_test(test_batches),
-        cmocka_unit_test(test_among_others), cmocka_unit_test(test_all_logits),
-        cmocka_unit_test(test_fork),         cmocka_unit_test(test_pool_full),
-        cmocka_unit_test(test_cancel),       cmocka_unit_test(test_wrong_arguments),
+        cmocka_unit_test(test_threads),      cmocka_unit_test(test_depth),      cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_among_others), cmocka_unit_test(test_all_logits), cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_pool_full),    cmocka_unit_test(test_cancel),     cmocka_unit_test(test_wrong_arguments),
     };
     return cmocka_run_group_tests(tests, group_setup, group_teardown);
 }

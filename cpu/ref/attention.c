@@ -46,8 +46,8 @@ YK_INLINE void score_keys(const yk_attention *a, size_t stride)
     }
 }
 
-/* Scores of one head to weights; sink adds one logit whose value is zero. */
-YK_INLINE void softmax(float *s, uint32_t n, const float *sink)
+/* Scores of one head to weights, or, with `state`, to e^(score - max); sink adds one logit whose value is zero. */
+YK_INLINE void softmax(float *s, uint32_t n, const float *sink, float *state)
 {
     float max = sink ? *sink : s[0];
     for (uint32_t i = 0; i < n; i++)
@@ -65,6 +65,11 @@ YK_INLINE void softmax(float *s, uint32_t n, const float *sink)
     float total = yk_ref_sum16(acc);
     if (sink)
         total += yk_ref_exp(*sink - max);
+    if (state) {
+        state[0] = max;
+        state[1] = total;
+        return;
+    }
     for (i = 0; i < n; i++)
         s[i] /= total;
 }
@@ -108,7 +113,7 @@ YK_INLINE void one_token(const yk_attention *a)
     const size_t stride = ((size_t)(a->end - a->first) + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
     score_keys(a, stride);
     for (uint32_t h = 0; h < a->n_heads; h++)
-        softmax(a->scores + h * stride, a->end - a->first, a->sinks ? a->sinks + h : NULL);
+        softmax(a->scores + h * stride, a->end - a->first, a->sinks ? a->sinks + h : NULL, a->state ? a->state + 2 * h : NULL);
     add_values(a, stride);
 }
 
@@ -118,6 +123,7 @@ YK_CLONES static void attention_ref(const yk_attention *a)
     for (uint32_t t = 0; t < (a->n_tokens ? a->n_tokens : 1); t++) {
         one.q = a->q + t * a->q_stride;
         one.out = a->out + t * a->out_stride;
+        one.state = a->state ? a->state + 2 * (size_t)t * a->n_heads : NULL;
         if (a->seen) {
             one.first = a->seen[t].first;
             one.end = a->seen[t].end;
@@ -126,7 +132,25 @@ YK_CLONES static void attention_ref(const yk_attention *a)
     }
 }
 
+/* The same at every level. A NaN in either maximum or sum shows in the sum. */
+YK_CLONES static void attention_join_ref(const yk_attention_part *p, float *out, float *state)
+{
+    for (uint32_t h = 0; h < p->n_heads; h++, out += p->head_dim, state += 2) {
+        const float *v = p->out + (size_t)h * p->head_dim, *s = p->state + 2 * h;
+        const float max = s[0] > state[0] ? s[0] : state[0];
+        const float a = yk_ref_exp(state[0] - max), b = yk_ref_exp(s[0] - max), total = state[1] * a + s[1] * b;
+        state[0] = max;
+        state[1] = total;
+        for (uint32_t i = 0; i < p->head_dim; i++)
+            out[i] = out[i] * a + v[i] * b;
+        if (p->last)
+            for (uint32_t i = 0; i < p->head_dim; i++)
+                out[i] /= total;
+    }
+}
+
 void yk_ref_fill_attention(yk_ops *ops)
 {
+    ops->attention_join = attention_join_ref;
     ops->attention = attention_ref;
 }

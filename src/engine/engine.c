@@ -80,6 +80,7 @@ static void set_dims(yk_engine *e, const yk_engine_opts *o)
     d->n_ff = (d->n_ff + 31) / 32 * 32;
     d->n_in = (max_u32(d->n_embd, d->n_q) + 31) / 32 * 32;
     d->n_kv_slices = d->n_tokens / YK_KV_BLOCK + 2 * (e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens);
+    d->n_att = max_u32(d->n_tokens, YK_ATTN_PARTS);
     d->n_logits = o->logits_rows ? o->logits_rows : e->max_seqs;
     if (d->n_logits > d->n_tokens && d->n_logits > e->context * (uint64_t)e->max_seqs)
         d->n_logits = e->context * e->max_seqs;
@@ -130,7 +131,8 @@ static void take_buffers(yk_engine *e, taker *t, uint32_t n_workers)
     b->qkv = take(t, rows, d->n_qkv, sizeof(float));
     b->q = take(t, rows, d->n_q, sizeof(float));
     b->kv = take(t, (size_t)n_workers * hp->n_layers * d->n_kv_slices, 2 * d->kv_half, 1);
-    b->att = take(t, rows, d->n_q, sizeof(float));
+    b->att = take(t, (size_t)n_workers * d->n_att, d->n_q, sizeof(float));
+    b->att_state = take(t, (size_t)n_workers * d->n_att, 2 * (size_t)hp->n_heads, sizeof(float));
     b->y = take(t, rows, d->n_embd, sizeof(float));
     b->router = take(t, rows, hp->n_experts, sizeof(float));
     b->ids = take(t, rows, hp->n_used, sizeof(uint32_t));

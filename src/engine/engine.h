@@ -61,6 +61,10 @@ typedef struct yk_kv_slice {
     uint32_t block;    /* block number in the sequence: positions 16 block .. 16 block + 15 */
     uint32_t first, n; /* tokens of the step */
     uint32_t old;      /* positions of the block that are committed already */
+    /* Where slices of attention are parts: */
+    uint32_t n_parts; /* of its tokens' positions */
+    uint32_t part0;   /* parts of those before it */
+    uint32_t row0;    /* row of buf.att for its first token and part 0; its tokens follow, then the next part's */
 } yk_kv_slice;
 
 /* Which tokens each FFN part (expert; or the whole dense FFN) works on; slots are (part, token) pairs in order. */
@@ -84,6 +88,7 @@ typedef struct yk_dims {
     uint32_t n_ff;                     /* widest part */
     uint32_t n_in;                     /* widest rounded row: max(n_embd, n_q, n_ff) in whole blocks of 32 */
     uint32_t n_kv_slices;
+    uint32_t n_att;      /* rows of buf.att */
     uint32_t n_logits;   /* rows */
     uint32_t max_blocks; /* of a sequence */
     size_t kv_elem;      /* bytes of a K or V element */
@@ -100,7 +105,8 @@ typedef struct yk_buffers {
     float *qkv;       /* [n_tokens][n_qkv] */
     float *q;         /* rotated queries [n_tokens][n_q] */
     uint8_t *kv;      /* staged blocks [n_layers][n_kv_slices][K, V] kv_half bytes each */
-    float *att;       /* [n_tokens][n_q] */
+    float *att;       /* [n_att][n_q] */
+    float *att_state; /* [n_att][n_heads][2], where slices of attention are parts */
     float *y;         /* output of o and down [n_tokens][n_embd] */
     float *router;    /* [n_tokens][n_experts] */
     uint32_t *ids;    /* [n_tokens][n_used] */
@@ -152,6 +158,8 @@ typedef struct yk_step {
     uint32_t *tables;       /* [n_runs][max_blocks] pool blocks of each run's committed positions */
     uint32_t *logits_token; /* [n_logits] token of the step */
     uint32_t *logits_row;   /* [n_logits] row in engine->logits */
+    uint32_t n_attn_parts;  /* of all kv slices */
+    bool attn_split;        /* slices of attention are parts of the positions, in layers without a window */
     uint8_t *flow;          /* [n_layers] YK_FLOW_*: where a layer's FFN sum is */
     yk_group dense;         /* layers without experts: all tokens in part 0 */
     yk_job job;
@@ -256,6 +264,41 @@ static inline bool yk_list_on_device(const yk_step *step, uint32_t layer)
 {
     const yk_layer_place *places = step->engine->places;
     return places && places[layer].list.parts.handle && step->n_tokens <= YK_LIST_TOKENS && yk_attn_on_device(step, layer);
+}
+
+/* Attention sums positions in parts, which are joined in their order, so that parts of a row may be slices of different workers. Where parts begin
+ * depends on the row's position alone: at multiples of the smallest power of two, from 512 on, that makes them 16 at most. All tokens of a block are alike. */
+enum { YK_ATTN_PART = 512, YK_ATTN_PARTS = 16 };
+
+static inline uint32_t yk_attn_part_size(uint32_t block)
+{
+    uint32_t size = YK_ATTN_PART;
+    while (size < UINT32_MAX / 2 && (uint64_t)size * YK_ATTN_PARTS < ((uint64_t)block + 1) * YK_KV_BLOCK)
+        size *= 2;
+    return size;
+}
+
+static inline uint32_t yk_attn_parts(uint32_t block)
+{
+    return block * YK_KV_BLOCK / yk_attn_part_size(block) + 1;
+}
+
+/* Window of a layer's attention, 0: none. */
+static inline uint32_t yk_attn_window(const yk_engine *e, uint32_t layer)
+{
+    return e->model->arch->flags & YK_ARCH_WINDOW_EVEN && layer % 2 == 0 ? e->model->hp.window : 0;
+}
+
+static inline bool yk_attn_split(const yk_step *step, uint32_t layer)
+{
+    return step->attn_split && !yk_attn_window(step->engine, layer);
+}
+
+/* Most parts of a step that are slices of their own. */
+static inline uint32_t yk_attn_parts_max(const yk_engine *e)
+{
+    const uint32_t most = YK_MAX_SLICES / e->model->hp.n_kv_heads;
+    return most < 256 ? most : 256;
 }
 
 /* ---- stages_attn.c, stages_ffn.c, stages_io.c: the slice functions, in the order of the list above ---- */

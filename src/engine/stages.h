@@ -67,6 +67,8 @@ typedef struct yk_scratch {
     float *row;                        /* [n_qkv] */
     const void **k_blocks, **v_blocks; /* [max_blocks] */
     float *scores;                     /* [heads per kv head][context rounded up to 16] */
+    float *part;                       /* [16 tokens][heads per kv head][head_dim]: attention over a part of the positions */
+    float *part_state[2];              /* [16 tokens][heads per kv head][2]: of the parts so far, and of `part` */
 } yk_scratch;
 
 /* Pointers into a worker's scratch; with base NULL only the size is returned. */

@@ -180,24 +180,17 @@ void yk_stage_rope_kv(const yk_stage *st, uint32_t slice, yk_worker *w)
     }
 }
 
-void yk_stage_attn(const yk_stage *st, uint32_t slice, yk_worker *w)
+/* Pointers to K and V of one kv head, of blocks b0 .. b1. */
+static void list_blocks(const yk_step *step, const yk_stage *st, const yk_kv_slice *ks, uint32_t head, uint32_t b0, uint32_t b1,
+                        const yk_scratch *s)
 {
-    const yk_step *step = yk_step_of(st);
     const yk_engine *e = step->engine;
-    const yk_hparams *hp = &e->model->hp;
-    const yk_layer *l = &e->model->layers[st->layer];
-    const uint32_t head = slice % hp->n_kv_heads, group = hp->n_heads / hp->n_kv_heads;
-    const yk_kv_slice *ks = &step->kv_slices[slice / hp->n_kv_heads];
     const yk_run *run = &step->runs[ks->run];
     const yk_stage *rope = yk_stage_get(step, st->layer, YK_S_ROPE_KV);
-    const yk_scratch s = yk_scratch_of(step, w);
-    const size_t head_bytes = (size_t)head * YK_KV_BLOCK * hp->head_dim * e->d.kv_elem;
+    const size_t head_bytes = (size_t)head * YK_KV_BLOCK * e->model->hp.head_dim * e->d.kv_elem;
     const uint32_t *table = step->tables + (size_t)ks->run * e->d.max_blocks;
     const uint32_t staged0 = run->pos / YK_KV_BLOCK;
-    const uint32_t window = e->model->arch->flags & YK_ARCH_WINDOW_EVEN && st->layer % 2 == 0 ? hp->window : 0;
-    const uint32_t lowest = window && step->pos[ks->first] + 1 > window ? step->pos[ks->first] + 1 - window : 0;
-
-    for (uint32_t b = lowest / YK_KV_BLOCK; b <= ks->block && b < e->d.max_blocks; b++) {
+    for (uint32_t b = b0; b <= b1 && b < e->d.max_blocks; b++) {
         const uint8_t *k;
         if (b < staged0) {
             k = yk_kv_layer(&e->kv, table[b], st->layer);
@@ -205,16 +198,87 @@ void yk_stage_attn(const yk_stage *st, uint32_t slice, yk_worker *w)
             const uint32_t i = run->kv_slice0 + b - staged0;
             k = yk_staged_kv(e, yk_stage_owner(&step->job, rope, i), st->layer, i);
         }
-        s.k_blocks[b] = k + head_bytes;
-        s.v_blocks[b] = k + e->d.kv_half + head_bytes;
+        s->k_blocks[b] = k + head_bytes;
+        s->v_blocks[b] = k + e->d.kv_half + head_bytes;
     }
-    const size_t owner = yk_stage_owner(&step->job, rope, slice / hp->n_kv_heads), col = (size_t)head * group * hp->head_dim;
+}
+
+/* All tokens of `a` over all parts of what they see. Rows of a token: group. */
+static void attend(const yk_engine *e, const yk_scratch *s, const yk_attention *a, uint32_t size)
+{
+    const uint32_t n = a->n_tokens, width = a->n_heads * a->head_dim;
+    const uint32_t k0 = a->seen[0].first / size, k1 = (a->seen[n - 1].end - 1) / size;
+    if (a->seen[n - 1].first / size != k0) { /* a window's edge: each token has its own first part, where its sink belongs */
+        for (uint32_t t = 0; t < n; t++) {
+            yk_attention one = *a;
+            one.q += t * a->q_stride, one.out += t * a->out_stride, one.seen += t, one.n_tokens = 1;
+            attend(e, s, &one, size);
+        }
+        return;
+    }
+    if (k0 == k1) {
+        e->ops->attention(a);
+        return;
+    }
+    for (uint32_t k = k0; k <= k1; k++) {
+        yk_attention part = *a;
+        yk_seen seen[YK_KV_BLOCK];
+        for (uint32_t t = 0; t < n; t++)
+            seen[t] =
+                (yk_seen){a->seen[t].first > k * size ? a->seen[t].first : k * size, k < k1 ? (k + 1) * size : a->seen[t].end};
+        part.seen = seen, part.state = s->part_state[k > k0], part.then = a->seen[n - 1].end;
+        if (k > k0)
+            part.out = s->part, part.out_stride = width, part.sinks = NULL;
+        e->ops->attention(&part);
+        for (uint32_t t = 0; k > k0 && t < n; t++) {
+            const size_t at = (size_t)t * a->n_heads * 2;
+            e->ops->attention_join(
+                &(yk_attention_part){s->part + (size_t)t * width, s->part_state[1] + at, a->n_heads, a->head_dim, k == k1},
+                a->out + t * a->out_stride, s->part_state[0] + at);
+        }
+    }
+}
+
+/* The row of buf.att of worker `owner` that has part `part` of token t. */
+static size_t att_row(const yk_step *step, uint32_t owner, const yk_kv_slice *ks, bool split, uint32_t part, uint32_t t)
+{
+    const uint32_t row = split ? ks->row0 + part * ks->n + (t - ks->first) : t;
+    return (size_t)owner * step->engine->d.n_att + row;
+}
+
+/* A slice: a kv head of all tokens of a block; where slices are parts, over part of their positions. */
+void yk_stage_attn(const yk_stage *st, uint32_t slice, yk_worker *w)
+{
+    const yk_step *step = yk_step_of(st);
+    const yk_engine *e = step->engine;
+    const yk_hparams *hp = &e->model->hp;
+    const yk_layer *l = &e->model->layers[st->layer];
+    const uint32_t head = slice % hp->n_kv_heads, group = hp->n_heads / hp->n_kv_heads;
+    const bool split = yk_attn_split(step, st->layer);
+    uint32_t i = slice / hp->n_kv_heads, k = 0;
+    if (split) {
+        const uint32_t at = i;
+        for (i = 0; i + 1 < step->n_kv_slices && step->kv_slices[i + 1].part0 <= at;)
+            i++;
+        k = at - step->kv_slices[i].part0;
+    }
+    const yk_kv_slice *ks = &step->kv_slices[i];
+    const yk_scratch s = yk_scratch_of(step, w);
+    const uint32_t window = yk_attn_window(e, st->layer), size = yk_attn_part_size(ks->block);
+    const uint32_t lowest = window && step->pos[ks->first] + 1 > window ? step->pos[ks->first] + 1 - window : 0;
+    const bool part = split && ks->n_parts > 1, tail = part && k + 1 < ks->n_parts;
+    list_blocks(step, st, ks, head, (part ? k * size : lowest) / YK_KV_BLOCK,
+                tail ? (k + 1) * size / YK_KV_BLOCK - 1 : ks->block, &s);
     yk_seen seen[YK_KV_BLOCK];
-    for (uint32_t i = 0; i < ks->n; i++) {
-        const uint32_t pos = step->pos[ks->first + i], end = (pos < e->context ? pos : 0) + 1;
-        seen[i] = (yk_seen){window && end > window ? end - window : 0, end};
+    for (uint32_t t = 0; t < ks->n; t++) {
+        const uint32_t pos = step->pos[ks->first + t], end = (pos < e->context ? pos : 0) + 1;
+        seen[t] = (yk_seen){window && end > window ? end - window : 0, end};
+        if (part)
+            seen[t] = (yk_seen){k * size, tail ? (k + 1) * size : end};
     }
-    e->ops->attention(&(yk_attention){
+    const size_t owner = yk_stage_owner(&step->job, yk_stage_get(step, st->layer, YK_S_ROPE_KV), i);
+    const size_t col = (size_t)head * group * hp->head_dim, row = att_row(step, w->index, ks, split, k, ks->first);
+    const yk_attention a = {
         .q = e->buf.q + (owner * e->d.n_tokens + ks->first) * e->d.n_q + col,
         .k_blocks = s.k_blocks,
         .v_blocks = s.v_blocks,
@@ -222,15 +286,49 @@ void yk_stage_attn(const yk_stage *st, uint32_t slice, yk_worker *w)
         .n_heads = group,
         .head_dim = hp->head_dim,
         .scale = 1.0f / sqrtf((float)hp->head_dim),
-        .sinks = l->sinks ? l->sinks + head * group : NULL,
+        .sinks = l->sinks && k == 0 ? l->sinks + head * group : NULL,
         .kv_f16 = e->kv_f16,
         .scores = s.scores,
-        .out = e->buf.att + ((size_t)w->index * e->d.n_tokens + ks->first) * e->d.n_q + col,
+        .out = e->buf.att + row * e->d.n_q + col,
         .n_tokens = ks->n,
         .seen = seen,
         .q_stride = e->d.n_q,
         .out_stride = e->d.n_q,
-    });
+        .state = part ? s.part_state[0] : NULL,
+    };
+    if (!part) {
+        attend(e, &s, &a, size);
+        return;
+    }
+    e->ops->attention(&a);
+    for (uint32_t t = 0; t < ks->n; t++)
+        memcpy(e->buf.att_state + ((row + t) * hp->n_heads + head * group) * 2, a.state + (size_t)t * group * 2,
+               2 * group * sizeof *a.state);
+}
+
+/* Heads of kv head h of token t, joined where their parts were slices. */
+static void gather_heads(const yk_step *step, const yk_stage *attn, const yk_scratch *s, uint32_t t, uint32_t h, float *x)
+{
+    const yk_engine *e = step->engine;
+    const yk_hparams *hp = &e->model->hp;
+    const bool split = yk_attn_split(step, attn->layer);
+    const uint32_t i = step->kv_slice_of[t], group = hp->n_heads / hp->n_kv_heads, width = group * hp->head_dim;
+    const yk_kv_slice *ks = &step->kv_slices[i];
+    const uint32_t first = split ? ks->part0 : i, n_parts = split ? ks->n_parts : 1;
+    for (uint32_t k = 0; k < n_parts; k++) {
+        const uint32_t owner = yk_stage_owner(&step->job, attn, (first + k) * hp->n_kv_heads + h);
+        const size_t row = att_row(step, owner, ks, split, k, t);
+        const float *out = e->buf.att + row * e->d.n_q + h * width,
+                    *state = e->buf.att_state + (row * hp->n_heads + h * group) * 2;
+        if (k) {
+            e->ops->attention_join(&(yk_attention_part){out, state, group, hp->head_dim, k + 1 == n_parts}, x,
+                                   s->part_state[0]);
+            continue;
+        }
+        memcpy(x, out, width * sizeof *x);
+        if (n_parts > 1)
+            memcpy(s->part_state[0], state, 2 * group * sizeof *state);
+    }
 }
 
 void yk_stage_o_in(const yk_stage *st, uint32_t slice, yk_worker *w)
@@ -239,6 +337,7 @@ void yk_stage_o_in(const yk_stage *st, uint32_t slice, yk_worker *w)
     const yk_engine *e = step->engine;
     const yk_hparams *hp = &e->model->hp;
     const yk_stage *attn = yk_stage_get(step, st->layer, YK_S_ATTN);
+    const yk_scratch s = yk_scratch_of(step, w);
     const bool round = yk_is_quantised(&e->model->layers[st->layer].o);
     const size_t width = (size_t)(hp->n_heads / hp->n_kv_heads) * hp->head_dim;
     uint32_t t0, t1;
@@ -246,10 +345,8 @@ void yk_stage_o_in(const yk_stage *st, uint32_t slice, yk_worker *w)
     for (uint32_t t = t0; t < t1; t++) {
         const size_t row = (size_t)w->index * e->d.n_tokens + t;
         float *x = e->buf.norm + row * e->d.n_in;
-        for (uint32_t h = 0; h < hp->n_kv_heads; h++) {
-            const size_t owner = yk_stage_owner(&step->job, attn, step->kv_slice_of[t] * hp->n_kv_heads + h);
-            memcpy(x + h * width, e->buf.att + (owner * e->d.n_tokens + t) * e->d.n_q + h * width, width * sizeof *x);
-        }
+        for (uint32_t h = 0; h < hp->n_kv_heads; h++)
+            gather_heads(step, attn, &s, t, h, x + h * width);
         if (round)
             e->ops->quantise(x, e->d.n_q, &step->engine->buf.q8, (uint32_t)row);
     }

@@ -8,7 +8,8 @@ size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
     const size_t n_list = (size_t)e->d.n_slots + 2 * (size_t)e->d.n_parts + e->d.n_tokens;
     const size_t n_row = (size_t)e->d.n_qkv + hp->n_experts;
     const size_t n_tile = (size_t)YK_TOKEN_TILE * 2 * YK_ROWS_MAX;
-    const size_t n_scores = (size_t)(hp->n_heads / hp->n_kv_heads) * e->d.max_blocks * YK_KV_BLOCK;
+    const size_t n_heads = hp->n_heads / hp->n_kv_heads; /* that share a kv head */
+    const size_t n_scores = n_heads * e->d.max_blocks * YK_KV_BLOCK;
     size_t at = 0;
     uint8_t *b = base;
 #define TAKE(field, n)                                                                                                         \
@@ -23,6 +24,9 @@ size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
     TAKE(k_blocks, (size_t)e->d.max_blocks);
     TAKE(v_blocks, (size_t)e->d.max_blocks);
     TAKE(scores, n_scores);
+    TAKE(part, YK_KV_BLOCK * n_heads * hp->head_dim);
+    TAKE(part_state[0], YK_KV_BLOCK * n_heads * 2);
+    TAKE(part_state[1], YK_KV_BLOCK * n_heads * 2);
 #undef TAKE
     return at;
 }
@@ -138,7 +142,7 @@ static uint32_t slices_of(const yk_step *step, uint32_t layer, enum yk_stage_kin
     case YK_S_ROPE_KV:
         return z.n_kv;
     case YK_S_ATTN:
-        return z.n_kv * e->model->hp.n_kv_heads;
+        return (yk_attn_split(step, layer) ? step->n_attn_parts : z.n_kv) * e->model->hp.n_kv_heads;
     case YK_S_O:
         return yk_rows_of(&l->o, z.n_tokens).n_slices;
     case YK_S_ROUTER:
@@ -209,6 +213,34 @@ static void build_job(yk_step *step)
     yk_group_dense(step, &step->dense);
 }
 
+/* Are slices of whole rows too few to keep all workers busy? Bits do not depend on the answer. */
+static bool split_pays(const yk_step *step, uint32_t most_parts)
+{
+    const uint64_t workers = yk_pool_size(step->engine->pool), n_heads = step->engine->model->hp.n_kv_heads;
+    const uint64_t n_slices = step->n_kv_slices * n_heads, all = step->n_attn_parts * n_heads;
+    if (most_parts == 1 || workers == 1 || most_parts * workers * 8 <= all)
+        return false;
+    if (most_parts * n_slices != all) /* of different lengths */
+        return true;
+    return 10 * n_slices < 9 * workers * ((n_slices + workers - 1) / workers);
+}
+
+static void plan_attention(yk_step *step)
+{
+    const uint32_t limit = yk_attn_parts_max(step->engine);
+    uint32_t n_parts = 0, n_rows = 0, most = 1;
+    for (uint32_t i = 0; i < step->n_kv_slices && n_parts <= limit; i++) {
+        yk_kv_slice *ks = &step->kv_slices[i];
+        ks->n_parts = yk_attn_parts(ks->block);
+        ks->part0 = n_parts, ks->row0 = n_rows;
+        most = ks->n_parts > most ? ks->n_parts : most;
+        n_parts += ks->n_parts;
+        n_rows += ks->n_parts * ks->n;
+    }
+    step->n_attn_parts = n_parts;
+    step->attn_split = n_parts <= limit && n_rows <= step->engine->d.n_att && split_pays(step, most);
+}
+
 yk_status yk_step_open(yk_step *step, yk_engine *e, yk_error *err)
 {
     const yk_dims *d = &e->d;
@@ -252,6 +284,8 @@ yk_status yk_step_open(yk_step *step, yk_engine *e, yk_error *err)
             const uint32_t s = slices_of(step, l / 2, (enum yk_stage_kind)k, z[l % 2]);
             most = s > most ? s : most;
         }
+        if (k == YK_S_ATTN && most < yk_attn_parts_max(e) * e->model->hp.n_kv_heads)
+            most = yk_attn_parts_max(e) * e->model->hp.n_kv_heads;
         if (k == YK_S_GATE_UP && e->places) /* every cut unit may be a piece of its own */
             most =
                 (d->n_slots < d->n_parts ? d->n_slots : d->n_parts) * (d->n_ff / YK_UNITS_MULTIPLE + d->n_ff / YK_CUT_UNIT + 2);
@@ -318,6 +352,7 @@ yk_status yk_step_run(yk_step *step, yk_error *err)
 {
     yk_engine *e = step->engine;
     step->bucket = yk_bucket_of(step->n_tokens);
+    plan_attention(step);
     build_job(step);
     if (e->lane)
         YK_TRY(yk_gpulane_step(e->lane, step, err));

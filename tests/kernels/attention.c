@@ -1,4 +1,5 @@
 /* attention.c - check of attention of one token: grouped heads, windows, sinks, both cache types. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -194,6 +195,127 @@ static void check_tokens(check *c, const shape *s, uint32_t n_tokens, uint32_t w
     data_close(&d);
 }
 
+/* The sum of two parts, of which the second has `far` larger scores, against double precision. */
+void check_attention_join(check *c, yk_type type)
+{
+    (void)type;
+    static const uint32_t dims[] = {1, 3, 8, 16, 17, 64, 100, 128, 257};
+    static const float far[] = {0, 0.25f, -3, 20, -60, 103, -FLT_MAX};
+    rng r = {c->seed};
+    for (uint32_t k = 0; k < sizeof dims / sizeof *dims * (sizeof far / sizeof *far); k++) {
+        const uint32_t dim = dims[k / 7], n_heads = 1 + rng_below(&r, 5), n = n_heads * dim;
+        const bool last = rng_below(&r, 2);
+        float *out = guarded_new(n * sizeof *out, 4), *v = guarded_new(n * sizeof *v, 4);
+        float *state = guarded_new(2 * n_heads * sizeof *state, 4), *s = guarded_new(2 * n_heads * sizeof *s, 4);
+        double *want = malloc(2 * (n + 2 * n_heads) * sizeof *want), *size = want + n + 2 * n_heads;
+        if (!want) {
+            fail_check(c, "out of memory");
+            return;
+        }
+        set_params(c, "heads %u head_dim %u, maxima %g apart%s", n_heads, dim, (double)far[k % 7], last ? ", last" : "");
+        fill_f32(&r, k % 3 ? FILL_PLAIN : FILL_OUTLIERS, out, n);
+        fill_f32(&r, FILL_PLAIN, v, n);
+        for (uint32_t h = 0; h < n_heads; h++) {
+            state[2 * h] = 10 * rng_unit(&r), state[2 * h + 1] = 1 + 50 * fabsf(rng_unit(&r));
+            s[2 * h] = far[k % 7] > -FLT_MAX ? state[2 * h] + far[k % 7] : -FLT_MAX,
+                  s[2 * h + 1] = 1 + 50 * fabsf(rng_unit(&r));
+            const double d = (double)s[2 * h] - (double)state[2 * h], a = d > 0 ? exp(-d) : 1, b = d > 0 ? 1 : exp(d);
+            const double total = (double)state[2 * h + 1] * a + (double)s[2 * h + 1] * b, by = last ? 1 / total : 1;
+            const double more = 1 + (fabs(d) < 104 ? fabs(d) : 0);
+            for (uint32_t i = h * dim; i < (h + 1) * dim; i++) {
+                want[i] = ((double)out[i] * a + (double)v[i] * b) * by;
+                size[i] = ((fabs((double)out[i]) * a + fabs((double)v[i]) * b) * by + 0x1p-126) * more;
+            }
+            want[n + 2 * h] = d > 0 ? (double)s[2 * h] : (double)state[2 * h], size[n + 2 * h] = 0;
+            want[n + 2 * h + 1] = total, size[n + 2 * h + 1] = total * more;
+        }
+        c->ops->attention_join(&(yk_attention_part){v, s, n_heads, dim, last}, out, state);
+        compare_f32(c, yk_tolerance_find("attention_join", ""), out, want, size, n);
+        compare_f32(c, yk_tolerance_find("attention_join", ""), state, want + n, size + n, 2 * n_heads);
+        guarded_free(out);
+        guarded_free(v);
+        guarded_free(state);
+        guarded_free(s);
+        free(want);
+    }
+}
+
+/* Tokens over parts of the positions, joined, against double precision over all; a token's parts are the same bits alone and beside others, whatever is
+ * fetched after them. */
+static void check_parts(check *c, const shape *s, uint32_t n_tokens, const uint32_t *cuts, uint32_t n_cuts, rng *r)
+{
+    data d;
+    data_open(&d, s, r);
+    set_params(c, "%u parts, the first up to %u, heads %u head_dim %u %u..%u, %u tokens %s%s %s", n_cuts + 1, cuts[0], s->n_heads,
+               s->head_dim, s->first, s->end, n_tokens, s->f16 ? "f16" : "f32", s->sinks ? " sinks" : "", fill_name(s->how));
+    const size_t n_q = (size_t)s->n_heads * s->head_dim, stride = n_q + 5, n_state = 2 * s->n_heads;
+    float *q = guarded_new(n_tokens * stride * sizeof *q, 4), *out = guarded_new(n_tokens * n_q * sizeof *out, 4),
+          *state = guarded_new(n_tokens * n_state * sizeof *state, 4), *part = guarded_new(n_tokens * stride * sizeof *part, 4),
+          *part_state = guarded_new(n_tokens * n_state * sizeof *part_state, 4),
+          *alone = guarded_new((n_q + n_state) * sizeof *alone, 4);
+    double *room = malloc((s->end + 2 * s->head_dim) * sizeof *room);
+    fill_f32(r, FILL_PLAIN, q, n_tokens * stride);
+    for (uint32_t k = 0; k <= n_cuts; k++) {
+        yk_seen *seen = guarded_new(n_tokens * sizeof *seen, 4);
+        for (uint32_t t = 0; t < n_tokens; t++)
+            seen[t] = (yk_seen){k ? cuts[k - 1] : s->first, k < n_cuts ? cuts[k] : s->end - (n_tokens - 1 - t)};
+        yk_attention a = d.a;
+        a.q = q, a.out = part, a.q_stride = a.out_stride = stride, a.n_tokens = n_tokens, a.seen = seen;
+        a.state = part_state, a.then = s->end;
+        a.sinks = k ? NULL : d.a.sinks;
+        c->ops->attention(&a);
+        for (uint32_t t = 0; t < n_tokens; t++) {
+            yk_attention one = a;
+            one.q = q + t * stride, one.out = alone, one.state = alone + n_q, one.n_tokens = 0, one.seen = NULL, one.then = 0;
+            one.first = seen[t].first, one.end = seen[t].end;
+            c->ops->attention(&one);
+            compare_bits(c, "a part of a token alone", part + t * stride, alone, n_q * sizeof *alone);
+            compare_bits(c, "its state", part_state + t * n_state, alone + n_q, n_state * sizeof *alone);
+            if (k)
+                c->ops->attention_join(&(yk_attention_part){alone, alone + n_q, s->n_heads, s->head_dim, k == n_cuts},
+                                       out + t * n_q, state + t * n_state);
+            else
+                memcpy(out + t * n_q, alone, n_q * sizeof *out),
+                    memcpy(state + t * n_state, alone + n_q, n_state * sizeof *out);
+        }
+        guarded_free(seen);
+    }
+    for (uint32_t t = 0; room && t < n_tokens; t++)
+        for (uint32_t h = 0; h < s->n_heads; h++) {
+            yk_attention a = d.a;
+            a.q = q + t * stride, a.end = s->end - (n_tokens - 1 - t);
+            expected_head(&a, h, room + 2 * s->head_dim, room, room + s->head_dim);
+            compare_f32(c, yk_tolerance_find("attention", ""), out + t * n_q + (size_t)h * s->head_dim, room,
+                        room + s->head_dim, s->head_dim);
+        }
+    free(room);
+    guarded_free(q);
+    guarded_free(out);
+    guarded_free(state);
+    guarded_free(part);
+    guarded_free(part_state);
+    guarded_free(alone);
+    data_close(&d);
+}
+
+static void check_all_parts(check *c, rng *r)
+{
+    static const uint32_t dims[] = {8, 17, 64, 128, 65, 256};
+    static const uint32_t cuts[][4] = {{512, 1024, 1536, 1700}, {1, 2, 256, 300}, {16, 40, 512, 545}, {300, 301, 303, 700}};
+    for (uint32_t i = 0; i < 24; i++) {
+        const uint32_t *k = cuts[i % 4], n_tokens = i % 3 ? 1 : 2 + rng_below(r, 10);
+        const shape s = {1 + rng_below(r, 9),
+                         dims[i % 6],
+                         i % 5 == 2 && k[0] > 100 ? 77 : 0,
+                         k[3] + n_tokens - 1,
+                         1 + i % 2,
+                         i % 2,
+                         i % 3 == 0,
+                         i % 4 ? FILL_PLAIN : FILL_OUTLIERS};
+        check_parts(c, &s, n_tokens, k, 3, r);
+    }
+}
+
 /* A NaN or infinity in a query, or in a key or value that is seen, shows; positions past the end do not matter. */
 static void check_odd_values(check *c, rng *r)
 {
@@ -255,6 +377,7 @@ void check_attention(check *c, yk_type type)
                          i % 4 ? FILL_PLAIN : FILL_OUTLIERS};
         check_tokens(c, &t, k[0], k[3], &r);
     }
+    check_all_parts(c, &r);
     check_odd_values(c, &r);
     /* A sink much larger than all scores takes nearly all the weight. */
     shape s = {2, 64, 0, 40, 1, false, true, FILL_PLAIN};
@@ -372,6 +495,25 @@ static void bench_shape(const yk_ops *ops, const shape *s, uint32_t n_tokens)
         bench_run("  plain read", what, call_read, &a, kv, 0);
     free(a.pool);
     free(q);
+}
+
+typedef struct join_arg {
+    const yk_ops *ops;
+    float out[8 * 128], part[8 * 128], state[16];
+} join_arg;
+
+static void call_join(void *p)
+{
+    join_arg *a = p;
+    a->ops->attention_join(&(yk_attention_part){a->part, a->state, 8, 128, false}, a->out, a->state);
+}
+
+void bench_attention_join(const yk_ops *ops, yk_type type)
+{
+    (void)type;
+    static join_arg a;
+    a.ops = ops;
+    bench_run("attention_join", "8x128", call_join, &a, 3.0 * sizeof a.out, 3 * 8 * 128);
 }
 
 void bench_attention(const yk_ops *ops, yk_type type)

@@ -273,6 +273,7 @@ static void add_slots(void)
     add_slot("rope", YK_TYPE_LIMIT, offsetof(yk_ops, rope), check_rope, bench_rope);
     add_slot("glu", YK_TYPE_LIMIT, offsetof(yk_ops, glu), check_glu, bench_glu);
     add_slot("attention", YK_TYPE_LIMIT, offsetof(yk_ops, attention), check_attention, bench_attention);
+    add_slot("attention_join", YK_TYPE_LIMIT, offsetof(yk_ops, attention_join), check_attention_join, bench_attention_join);
     add_slot("route", YK_TYPE_LIMIT, offsetof(yk_ops, route), check_route, bench_route);
     add_slot("to_f16", YK_TYPE_LIMIT, offsetof(yk_ops, to_f16), check_to_f16, bench_to_f16);
 }

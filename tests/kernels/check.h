@@ -93,6 +93,7 @@ void check_add_scaled(check *c, yk_type type);
 void check_rope(check *c, yk_type type);
 void check_glu(check *c, yk_type type);
 void check_attention(check *c, yk_type type);
+void check_attention_join(check *c, yk_type type);
 void check_route(check *c, yk_type type);
 
 void bench_dequant(const yk_ops *ops, yk_type type);
@@ -106,6 +107,7 @@ void bench_add_scaled(const yk_ops *ops, yk_type type);
 void bench_rope(const yk_ops *ops, yk_type type);
 void bench_glu(const yk_ops *ops, yk_type type);
 void bench_attention(const yk_ops *ops, yk_type type);
+void bench_attention_join(const yk_ops *ops, yk_type type);
 void bench_route(const yk_ops *ops, yk_type type);
 
 /* ---- weights (weights.c): written from the format drawings, one element at a time, in double ---- */
