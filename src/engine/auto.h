@@ -44,6 +44,12 @@ enum { YK_DEVICE_LIST = 32 };
 /* The measurement of this machine with at least the types and devices of `need` (others that the cached file has are measured again with
  * them): from the cache, else made now and kept there. Closed with yk_machine_close. */
 yk_status yk_machine_cached(yk_machine **out, const yk_profile_opts *need, yk_error *err);
+/* The path of a file WHAT-HASH.json in the user's cache. YK_ERR_RUNTIME: there is no such folder. Make the folders it lies in. */
+yk_status yk_cache_file(char *path, size_t capacity, const char *what, uint64_t hash, yk_error *err);
+void yk_cache_folders(char *path);
+/* Add a text to a hash that begins with YK_CACHE_HASH. */
+#define YK_CACHE_HASH 0xcbf29ce484222325u
+uint64_t yk_cache_hash(uint64_t hash, const char *text);
 /* Types of a model's matrices into need->types. */
 void yk_machine_need_types(yk_profile_opts *need, const yk_shape *shape);
 

@@ -99,7 +99,7 @@ yk_status yk_machine_load(yk_machine **out, const char *path, yk_error *err)
     return YK_OK;
 }
 
-static uint64_t hash_text(uint64_t h, const char *s)
+uint64_t yk_cache_hash(uint64_t h, const char *s)
 {
     do
         h = (h ^ (unsigned char)*s) * 0x100000001b3u;
@@ -107,34 +107,39 @@ static uint64_t hash_text(uint64_t h, const char *s)
     return h;
 }
 
+yk_status yk_cache_file(char *path, size_t capacity, const char *what, uint64_t hash, yk_error *err)
+{
+    int len;
+    const char *cache = yk_env_cache_home(), *home = yk_env_home();
+    if (cache && *cache == '/') /* a relative one is to be ignored: XDG base directory specification */
+        len = snprintf(path, capacity, "%s/yoke/%s-%016" PRIx64 ".json", cache, what, hash);
+    else if (home && *home)
+        len = snprintf(path, capacity, "%s/.cache/yoke/%s-%016" PRIx64 ".json", home, what, hash);
+    else
+        return yk_fail(err, YK_ERR_RUNTIME, "no place for the machine's measurement: neither XDG_CACHE_HOME nor HOME is set");
+    YK_FAIL_IF(len < 0 || (size_t)len >= capacity, err, YK_ERR_RUNTIME, "the path of the user's cache folder is too long");
+    return YK_OK;
+}
+
 /* What must be the same for a measurement to hold: CPU, its use, the devices that are there, and this build. */
 static yk_status cache_path(char *path, size_t capacity, const char *cpu, const char *isa, uint32_t threads,
                             const char *null_options, yk_error *err)
 {
     uint32_t n;
-    int len;
     char number[16], build[128];
-    const char *cache = yk_env_cache_home(), *home = yk_env_home();
     yk_device_info *list = yk_alloc(YK_MEM_RUNTIME, YK_DEVICE_LIST, sizeof *list);
     if (!list)
         return yk_fail_memory(err, YK_DEVICE_LIST * sizeof *list, "the list of devices");
     const yk_status st = yk_device_list(list, YK_DEVICE_LIST, &n, null_options, err);
     snprintf(number, sizeof number, "%u", threads);
     identify_build(build, sizeof build);
-    uint64_t h = hash_text(hash_text(hash_text(hash_text(0xcbf29ce484222325u, cpu), isa), number), build);
+    uint64_t h = yk_cache_hash(yk_cache_hash(yk_cache_hash(yk_cache_hash(YK_CACHE_HASH, cpu), isa), number), build);
     for (uint32_t i = 0; st == YK_OK && i < n && i < YK_DEVICE_LIST; i++)
         if (list[i].usable)
-            h = hash_text(hash_text(hash_text(h, list[i].name), list[i].description), list[i].driver);
+            h = yk_cache_hash(yk_cache_hash(yk_cache_hash(h, list[i].name), list[i].description), list[i].driver);
     yk_free(list);
     YK_TRY(st);
-    if (cache && *cache == '/') /* a relative one is to be ignored: XDG base directory specification */
-        len = snprintf(path, capacity, "%s/yoke/machine-%016" PRIx64 ".json", cache, h);
-    else if (home && *home)
-        len = snprintf(path, capacity, "%s/.cache/yoke/machine-%016" PRIx64 ".json", home, h);
-    else
-        return yk_fail(err, YK_ERR_RUNTIME, "no place for the machine's measurement: neither XDG_CACHE_HOME nor HOME is set");
-    YK_FAIL_IF(len < 0 || (size_t)len >= capacity, err, YK_ERR_RUNTIME, "the path of the user's cache folder is too long");
-    return YK_OK;
+    return yk_cache_file(path, capacity, "machine", h, err);
 }
 
 static const char *null_options_of(const yk_machine *m)
@@ -145,7 +150,7 @@ static const char *null_options_of(const yk_machine *m)
     return NULL;
 }
 
-static void make_folders(char *path)
+void yk_cache_folders(char *path)
 {
     for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
@@ -170,7 +175,7 @@ yk_status yk_machine_save(const yk_machine *m, const char *path, yk_error *err)
     if (path)
         return save_to(m, path, err);
     YK_TRY(cache_path(cache, sizeof cache, m->cpu, m->isa, m->threads, null_options_of(m), err));
-    make_folders(cache);
+    yk_cache_folders(cache);
     return save_to(m, cache, err);
 }
 
@@ -363,7 +368,7 @@ yk_status yk_machine_cached(yk_machine **out, const yk_profile_opts *need, yk_er
         yk_log(YK_LOG_INFO, "the measurement of the machine did not settle (%.200s); `yoke profile` makes another",
                (*out)->noisy_items);
     if (path[0])
-        make_folders(path);
+        yk_cache_folders(path);
     if (!path[0] || save_to(*out, path, &ignored) != YK_OK)
         yk_log(YK_LOG_INFO, "the measurement of the machine is not kept: %s", ignored.text);
     return YK_OK;
