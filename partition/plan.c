@@ -75,6 +75,30 @@ void yk_plan_clear(yk_plan *plan)
     *plan = (yk_plan){0};
 }
 
+yk_status yk_plan_copy(yk_plan *out, const yk_plan *from, yk_error *err)
+{
+    yk_plan_layer *layers = yk_alloc(YK_MEM_PLAN, from->n_layers, sizeof *layers);
+    *out = (yk_plan){0};
+    if (!layers)
+        return yk_fail_memory(err, (uint64_t)from->n_layers * sizeof *layers, "a plan");
+    *out = *from;
+    out->layers = layers;
+    for (uint32_t l = 0; l < from->n_layers; l++) {
+        const yk_plan_layer *y = &from->layers[l];
+        layers[l] = *y;
+        layers[l].slices = NULL;
+        layers[l].n_slices = 0;
+        for (uint32_t i = 0; i < y->n_slices; i++) {
+            const yk_status st = yk_plan_add(out, l, &y->slices[i], err);
+            if (st != YK_OK) {
+                yk_plan_clear(out);
+                return st;
+            }
+        }
+    }
+    return YK_OK;
+}
+
 /* Capacity is the next power of two: slices are added one by one. */
 yk_status yk_plan_add(yk_plan *plan, uint32_t layer, const yk_slice *slice, yk_error *err)
 {

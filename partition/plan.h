@@ -180,6 +180,8 @@ typedef struct yk_plan_limits {
 /* An empty plan with room for n_layers; freed by yk_plan_clear (the struct itself is the caller's). */
 yk_status yk_plan_init(yk_plan *plan, uint32_t n_layers, yk_error *err);
 void yk_plan_clear(yk_plan *plan);
+/* *out as `from`, with slices of its own; freed by yk_plan_clear. YK_ERR_MEMORY. */
+yk_status yk_plan_copy(yk_plan *out, const yk_plan *from, yk_error *err);
 /* Append a slice. */
 yk_status yk_plan_add(yk_plan *plan, uint32_t layer, const yk_slice *slice, yk_error *err);
 /* Index of a device by name, adding it when it is new; -2 when there are too many. */

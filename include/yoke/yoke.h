@@ -402,6 +402,30 @@ typedef enum yk_plan_form {
 YK_API yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *subject, yk_plan_form form, char *buf,
                               size_t capacity, size_t *n_bytes, yk_error *err);
 
+/* What the steps of one kind did and took: sums since the engine was opened, so the difference of two readings is what happened between them.
+ * "Busy" is defined for each lane; the lane's stall is the rest of the steps' time. */
+enum { YK_WORK_DECODE = 6, YK_WORK_PROMPT = YK_WORK_DECODE, YK_N_WORK };
+
+typedef struct yk_work {
+    uint64_t n_steps, n_tokens;
+    uint64_t ns; /* from the begin of a step to its results */
+    /* Bytes read or moved. host: weights and KV that products of the CPU read (a matrix counts once a step, as large as in the file).
+     * device: what its kernels read from its memory, weights, KV and activations. up, down: copies to the device and back. */
+    uint64_t host_bytes, device_bytes, up_bytes, down_bytes;
+    /* Choices of the routers (a token's choice of one expert, the shared one not counted), and those of experts that lie in device memory as a
+     * whole. Models without experts: 0. */
+    uint64_t experts, experts_resident;
+    uint64_t cpu_ns;  /* the pool was busy: from the begin of its stages to their last result */
+    uint64_t wait_ns; /* the host waited for the device; the rest of a step is the host's own work: launches, lists, sums */
+    /* Some steps are looked at with device events: how many, their time, and how much of it kernels (gpu) and copies up (link) were under way. So
+     * many steps are left out that recording takes at most 1/400 of the time. 0: none yet, or no device. */
+    uint64_t n_sampled, sampled_ns, gpu_ns, link_ns;
+    /* What the slowest of host_bytes, device_bytes and up_bytes would have taken alone at the machine's rates (reading, reading, copying), step by
+     * step. 0: the machine was not measured. */
+    uint64_t roof_ns;
+    uint64_t predicted_ns, predicted_of_ns; /* the planner's time for these steps; ns of the steps it has one for */
+} yk_work;
+
 typedef struct yk_engine_stats {
     uint64_t n_tokens; /* tokens computed since the engine was opened */
     uint64_t n_steps;
@@ -415,9 +439,15 @@ typedef struct yk_engine_stats {
     char isa[32];            /* kernels in use, for example "ref" */
     char plan_id[32];        /* which plan the engine runs */
     char why[256];           /* why it runs where it does, one line */
+    /* Steps with one token of each sequence, by their number: 1, 2-4, 5-8, 9-16, 17-32, more; last (YK_WORK_PROMPT) steps in which a sequence has more
+     * than one token. */
+    yk_work work[YK_N_WORK];
 } yk_engine_stats;
 
+/* At any time but during a yk_decode of this engine in another thread. Costs a microsecond. */
 YK_API void yk_engine_get_stats(const yk_engine *engine, yk_engine_stats *stats);
+/* "1", "2-4", ..., "33-", "prompt"; NULL when there is no such kind of step. */
+YK_API const char *yk_work_name(uint32_t kind);
 
 /* ---- 8. Tools ------------------------------------------------------------------------------------------------------ */
 

@@ -7,11 +7,11 @@ _yoke_flags()
         -t --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device \
         --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -s --seed --temp --temperature --top-k --top-p --min-p \
         --typical --typical-p --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --ignore-eos \
-        --print-ids --logits --trace -v --verbose -q --quiet -h --help" ;;
+        --print-ids --logits --trace --stats -v --verbose -q --quiet -h --help" ;;
     chat) echo "-m --model --check-tensors -sys --system-prompt -e --escape -n --predict --n-predict -c --ctx-size -t \
         --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor \
         --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -s --seed --temp --temperature --top-k --top-p --min-p --typical \
-        --typical-p --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --ignore-eos --trace -v --verbose \
+        --typical-p --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --ignore-eos --trace --stats -v --verbose \
         -q --quiet -h --help" ;;
     inspect) echo "-m --model --check-tensors --vocab-only --full -o --output -v --verbose -q --quiet -h --help" ;;
     tokenize) echo "-m --model -p --prompt -f --file -e --escape --no-special --no-parse-special -v --verbose -q --quiet \
@@ -21,7 +21,7 @@ _yoke_flags()
         --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -o --output -v --verbose -q --quiet -h --help" ;;
     bench) echo "-m --model --check-tensors -p --n-prompt -n --n-gen -pg -d --n-depth -t --threads -r --repetitions -b \
         --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor \
-        --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -o --output --trace -v --verbose -q --quiet -h --help" ;;
+        --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -o --output --trace --stats -v --verbose -q --quiet -h --help" ;;
     profile) echo "-m --model -t --threads -dev --device --quick --isa -o --output -v --verbose -q --quiet -h --help" ;;
     plan) echo "-m --model -c --ctx-size -t --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v \
         -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition --no-auto-partition --machine --isa --shape --type -o --output -v --verbose -q --quiet \

@@ -36,6 +36,8 @@ typedef struct bench_state {
     uint32_t n_rows;
 } bench_state;
 
+static void test_name(const bench_row *row, char *buf, size_t capacity);
+
 /* ---- running ------------------------------------------------------------------------------------------------------ */
 
 static int32_t random_token(bench_state *b)
@@ -131,6 +133,8 @@ static int run_test(bench_state *b, bench_row *row)
             return 128 + yk_cli_interrupted();
         if ((code = set_depth(b, row->n_depth)))
             break;
+        if (!run) /* nor is what comes before the first one */
+            yk_cli_stats_skip(&b->session);
         double start = yk_cli_seconds();
         code = feed_random(b, row->n_prompt);
         if (!code) /* one token warms the generation up; the whole of it would only cost time */
@@ -143,6 +147,13 @@ static int run_test(bench_state *b, bench_row *row)
         code = read_rate(b, row);
     if (!code)
         summarise(row);
+    if (!code && b->opts->stats) {
+        char test[64];
+        test_name(row, test, sizeof test);
+        yk_cli_progress_clear();
+        yk_cli_note(b->opts, "stats: %s, %u threads, with its first run", test, stats->threads);
+        yk_cli_stats_report(&b->session, b->opts);
+    }
     return code;
 }
 

@@ -236,6 +236,7 @@ static int answer(chat_state *c)
             return yk_cli_fail(&err);
         }
         c->has_pending = false;
+        yk_cli_stats_live(s, c->opts);
     }
     yk_detok_flush(s->detok, &text, &n_bytes);
     buf_add(&c->answer, text, n_bytes);
@@ -339,6 +340,7 @@ static bool exchange(chat_state *c, int *code)
         int write_code = YK_EXIT_OK;
         if (!*code && (!yk_cli_write("\n", 1, &write_code) || !yk_cli_flush(&write_code)))
             *code = write_code ? write_code : -1;
+        yk_cli_stats_report(s, c->opts);
     } else if (yk_cli_interrupted()) { /* while the turn was read: it is taken back */
         c->has_pending = pending;
         *code = yk_seq_length(s->seq) > before && yk_seq_truncate(s->seq, before, &err) ? yk_cli_fail(&err) : YK_EXIT_OK;

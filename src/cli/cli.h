@@ -61,7 +61,7 @@ typedef struct yk_cli_opts {
     double temperature, top_p, min_p, typical, repeat_penalty, frequency_penalty, presence_penalty;
     int64_t top_k, repeat_last_n;
     /* out */
-    bool print_ids, full, quiet, help;
+    bool print_ids, full, quiet, help, stats;
     const char *logits, *trace, *output;
     uint32_t verbose;
     /* perplexity, bench, synth */
@@ -191,6 +191,8 @@ typedef struct yk_cli_session {
     bool explained;
     yk_model_info info;
     yk_engine_stats stats;
+    double live_s;                               /* when a line of --stats was last written */
+    yk_work live[YK_N_WORK], reported[YK_N_WORK]; /* what has been said */
     bool shipped;    /* the model is the one found without -m */
     char path[4096]; /* of the model */
 } yk_cli_session;
@@ -217,6 +219,14 @@ int yk_cli_one_prompt(const yk_cli_opts *opts);
 int yk_cli_prompt_text(const yk_cli_opts *opts, const char *fallback, char **text, size_t *n_bytes);
 /* Prompt of -p, -f or --ids as tokens; with none of them `fallback` is the text. */
 int yk_cli_prompt_ids(const yk_cli_session *s, const yk_cli_opts *opts, const char *fallback, int32_t **ids, size_t *n_ids);
+
+/* ---- stats.c: --stats; without it these do nothing (but the last) ---- */
+/* Between decode calls: now and then a line of what has happened since the last one. Not when stdout is a terminal. */
+void yk_cli_stats_live(yk_cli_session *s, const yk_cli_opts *opts);
+/* All that has happened since the last report. */
+void yk_cli_stats_report(yk_cli_session *s, const yk_cli_opts *opts);
+/* What has happened so far is in no report. */
+void yk_cli_stats_skip(yk_cli_session *s);
 
 /* ---- json.c ---- */
 struct json_t;

@@ -136,6 +136,8 @@ static const yk_flag table[] = {
      .help = "write each step's logits: f32, little endian, [step][n_vocab]"},
     {YK_CMD_RUN | YK_CMD_CHAT | YK_CMD_BENCH, "--trace", "FILE", YK_FLAG_TEXT, AT(trace),
      .help = "write a timeline of CPU, GPU and link (Chrome trace format)"},
+    {YK_CMD_RUN | YK_CMD_CHAT | YK_CMD_BENCH, "--stats", NULL, YK_FLAG_ON, AT(stats),
+     .help = "speed, bytes a token, hits, stalls, roofline and predicted times on stderr"},
     {YK_CMD_INSPECT, "--full", NULL, YK_FLAG_ON, AT(full), .help = "all elements of arrays and whole texts"},
     {YK_CMD_PROFILE, "-o, --output", "FILE", YK_FLAG_TEXT, AT(output),
      .help = "file to write, - for stdout (default: the one in the user's cache)"},

@@ -145,6 +145,7 @@ static int generate(run_state *r, const yk_cli_opts *opts)
             return yk_cli_fail(&err);
         r->generate_s += yk_cli_seconds() - start;
         r->n_decoded++;
+        yk_cli_stats_live(s, opts);
     }
     return code;
 }
@@ -235,6 +236,7 @@ int yk_cli_run(yk_cli_opts *opts)
         code = finish_text(&r, opts, story, code);
         if (!code || code > 128)
             report(&r, opts);
+        yk_cli_stats_report(&r.session, opts);
     }
     code = logits_close(&r.logits, code);
     free(ids);

@@ -189,6 +189,7 @@ int yk_cli_feed(yk_cli_session *s, const yk_cli_opts *opts, const int32_t *ids, 
         if (yk_decode(s->engine, &entry, 1, &err))
             return yk_cli_fail(&err);
         done += n;
+        yk_cli_stats_live(s, opts);
         if (n_ids > (size_t)opts->batch)
             yk_cli_progress((void *)opts, "reading the prompt", done, n_ids);
     }

@@ -249,12 +249,13 @@ yk_status yk_plan_make(yk_plan **out, const yk_machine *machine, const yk_model 
     return st;
 }
 
-yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_opts *o, char *why, size_t capacity,
+yk_status yk_auto_choose(yk_plan **out, yk_machine **machine, const yk_model *model, const yk_engine_opts *o, char *why, size_t capacity,
                          yk_error *err)
 {
     choice c;
     yk_error inner = {0};
     *out = NULL;
+    *machine = NULL;
     if (strcmp(wanted(o), "cpu") == 0 || (is_auto(o) && !o->auto_partition)) {
         snprintf(why, capacity, "CPU only: %s",
                  is_auto(o) ? "the planner is switched off and no device is named" : "asked for");
@@ -275,6 +276,8 @@ yk_status yk_auto_choose(yk_plan **out, const yk_model *model, const yk_engine_o
         } else if (st != YK_OK)
             st = yk_fail(err, st, "%s", inner.text);
     }
+    *machine = c.machine;
+    c.machine = NULL;
     close_choice(&c);
     return st;
 }

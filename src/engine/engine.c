@@ -13,7 +13,7 @@
 #include "src/engine/packing.h"
 #include "src/engine/rope.h"
 #include "src/engine/stages.h"
-#include "src/engine/trace.h"
+#include "src/engine/stats.h"
 
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512, MIN_BATCH = 32, MAX_BATCH = 16384, MAX_SEQS = 4096, MAX_CONTEXT = 1 << 24 };
 
@@ -163,9 +163,10 @@ static size_t step_bytes(const yk_engine *e)
     const yk_dims *d = &e->d;
     const size_t runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
     const size_t layers = e->model->hp.n_layers, stages = layers * YK_S_PER_LAYER + 2;
+    const size_t work = layers * sizeof(yk_layer_work);
     const size_t slices = layers * d->n_kv_slices + (size_t)YK_S_N_KINDS * YK_MAX_SLICES;
     return d->n_tokens * 24 + runs * (sizeof(yk_run) + (size_t)d->max_blocks * 4) + d->n_kv_slices * sizeof(yk_kv_slice) +
-           (size_t)d->n_logits * 8 + stages * (sizeof(yk_stage) + 16) + slices * 8 + 32 * 4096;
+           (size_t)d->n_logits * 8 + stages * (sizeof(yk_stage) + 16) + slices * 8 + work + 33 * 4096;
 }
 
 static yk_status check_memory(const yk_engine *e, uint64_t kv_bytes, uint64_t act_bytes, yk_error *err)
@@ -244,6 +245,7 @@ void yk_engine_get_stats(const yk_engine *e, yk_engine_stats *s)
     snprintf(s->isa, sizeof s->isa, "%s", yk_isa_name(e->ops->isa));
     snprintf(s->plan_id, sizeof s->plan_id, "%s", e->plan_id);
     snprintf(s->why, sizeof s->why, "%s", e->why);
+    memcpy(s->work, e->stats->work, sizeof s->work);
 }
 
 /* ---- device ------------------------------------------------------------------------------------------------------------------------- */
@@ -320,7 +322,7 @@ yk_status yk_engine_workers(uint32_t threads, uint32_t *n, yk_error *err)
 }
 
 /* Everything behind the choice of the plan. plan NULL: the CPU alone. */
-static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_opts *o, yk_error *err)
+static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_machine *machine, const yk_engine_opts *o, yk_error *err)
 {
     uint32_t n_workers;
     YK_TRY(yk_engine_workers(o->threads, &n_workers, err));
@@ -348,6 +350,7 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
         YK_TRY(check_plan(e, plan, o, err));
     YK_TRY(yk_engine_pack(e, o, err));
     YK_TRY(yk_engine_pack_finish(e, o, err));
+    YK_TRY(yk_stats_open(&e->stats, e, plan, machine, err));
     for (uint32_t i = 0; i < YK_N_STEPS; i++)
         YK_TRY(yk_step_open(&e->steps[i], e, err));
     if (e->trace)
@@ -355,8 +358,8 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_engine_o
     return YK_OK;
 }
 
-static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_plan *plan, const char *why,
-                             const yk_engine_opts *o, yk_error *err)
+static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_plan *plan, const yk_machine *machine,
+                             const char *why, const yk_engine_opts *o, yk_error *err)
 {
     yk_engine *e = yk_alloc(YK_MEM_RUNTIME, 1, sizeof *e);
     if (!e)
@@ -365,7 +368,7 @@ static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_pl
     snprintf(e->why, sizeof e->why, "%s", why);
     yk_status st = yk_engine_set_sizes(e, o, err);
     if (st == YK_OK)
-        st = open_parts(e, plan, o, err);
+        st = open_parts(e, plan, machine, o, err);
     if (st != YK_OK) {
         yk_trace_close(&e->trace, false); /* nothing ran: an older timeline stays */
         yk_engine_close(&e);
@@ -385,19 +388,22 @@ yk_status yk_engine_open(yk_engine **out, const yk_model *model, const yk_engine
         o->plan && yk_auto_has_wishes(o), err, YK_ERR_USAGE,
         "a plan is given: -ngl, -ncmoe, -nkvo and -ot are for the planner; make a new plan with them, or leave them away");
     if (o->plan)
-        return open_engine(out, model, o->plan, *o->plan->note ? o->plan->note : "as the given plan says", o, err);
+        return open_engine(out, model, o->plan, o->machine, *o->plan->note ? o->plan->note : "as the given plan says", o, err);
+    yk_machine *measured = NULL;
     yk_plan *plan = NULL;
     char why[sizeof plan->note];
     yk_error first = {0};
-    YK_TRY(yk_auto_choose(&plan, model, o, why, sizeof why, err));
-    yk_status st = open_engine(out, model, plan, why, o, &first);
+    YK_TRY(yk_auto_choose(&plan, &measured, model, o, why, sizeof why, err));
+    const yk_machine *machine = measured ? measured : o->machine;
+    yk_status st = open_engine(out, model, plan, machine, why, o, &first);
     if (st != YK_OK && plan && plan->n_devices && yk_auto_may_retreat(o, st)) {
         yk_log(YK_LOG_WARN, "going on with the CPU alone: %s", first.text);
         snprintf(why, sizeof why, "CPU only: %.200s", first.text);
-        st = open_engine(out, model, NULL, why, o, err);
+        st = open_engine(out, model, NULL, machine, why, o, err);
     } else if (st != YK_OK && err)
         *err = first;
     yk_plan_close(&plan);
+    yk_machine_close(&measured);
     return st;
 }
 
@@ -414,6 +420,7 @@ void yk_engine_close(yk_engine **engine)
     }
     yk_gpulane_close(&e->lane);
     yk_trace_close(&e->trace, opened);
+    yk_stats_close(&e->stats);
     yk_places_close(&e->places, e->model->hp.n_layers, e->d.n_parts);
     yk_kv_close(&e->kv);
     yk_arena_close(&e->act);

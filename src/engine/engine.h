@@ -162,6 +162,7 @@ typedef struct yk_step {
     bool attn_split;        /* slices of attention are parts of the positions, in layers without a window */
     uint8_t *flow;          /* [n_layers] YK_FLOW_*: where a layer's FFN sum is */
     yk_group dense;         /* layers without experts: all tokens in part 0 */
+    struct yk_layer_work *work; /* [n_layers] for statistics (stats.h) */
     yk_job job;
 } yk_step;
 
@@ -185,6 +186,7 @@ struct yk_engine {
     yk_arena act;
     yk_gpulane *lane;        /* GPU lane, or NULL */
     yk_trace *trace;         /* timeline, or NULL */
+    struct yk_stats *stats;  /* what steps did and took */
     uint32_t virtual_worker; /* the device's rows in the buffers: one behind the pool's */
     yk_arena packed;         /* packed slices of the FFN that a plan keeps on the host */
     bool head_dev;           /* the output matrix is on the device */

@@ -132,7 +132,7 @@ yk_status yk_gpulane_open(yk_gpulane **out, yk_engine *e, const char *name, uint
         st = yk_gpulane_check(l, l->t->stream_open(l->gpu, YK_STREAM_TO_HOST, &l->down), "a stream", err);
     for (uint32_t i = 0; st == YK_OK && i < YK_EV_N; i++)
         st = yk_gpulane_check(l, l->t->event_open(l->gpu, &l->ev[i]), "an event", err);
-    if (st == YK_OK && e->trace && !(l->marks = yk_alloc(YK_MEM_RUNTIME, YK_LANE_MARKS, sizeof *l->marks)))
+    if (st == YK_OK && !(l->marks = yk_alloc(YK_MEM_RUNTIME, YK_LANE_MARKS, sizeof *l->marks)))
         st = yk_fail_memory(err, YK_LANE_MARKS * sizeof *l->marks, "a trace");
     if (st != YK_OK) {
         yk_gpulane_close(&l);

@@ -127,9 +127,11 @@ struct yk_gpulane {
     float *host_slot_weight;
     uint32_t *host_lists; /* pos, seq [n_tokens], table [n_runs][max_blocks], logits rows [n_logits] */
 
-    yk_lane_mark *marks; /* [YK_LANE_MARKS] of this step, with a trace only */
+    yk_lane_mark *marks; /* [YK_LANE_MARKS] of this step, with a trace or when statistics want them */
     uint32_t n_marks;
+    bool marking, marks_lost;
     uint64_t launched_bytes; /* read by all launches so far */
+    uint64_t up_bytes, down_bytes; /* of all copies of steps so far */
     /* For tests with the null device's modelled time: the pool's products are not computed but take the time that their bytes need at this many
      * bytes a second, and experts are chosen in turn. 0: off. Logits mean nothing then. */
     double cpu_rate;

@@ -2,8 +2,10 @@
 #include <math.h>
 
 #include "cpu/pack.h"
+#include "src/base/clock.h"
 #include "src/engine/lane_run.h"
 #include "src/engine/stages.h"
+#include "src/engine/stats.h"
 
 static const yk_k_q8 no_q8;
 
@@ -12,12 +14,15 @@ static const yk_k_q8 no_q8;
 yk_lane_mark *yk_lane_begin(yk_lane_run *r, yk_gpu_stream *stream, yk_lane_task t)
 {
     yk_gpulane *l = r->l;
-    if (!l->marks)
+    if (!l->marking)
         return NULL;
+    const uint64_t now = yk_now_ns();
     yk_lane_mark *m = &l->marks[l->n_marks];
     if (l->n_marks == YK_LANE_MARKS || (!m->from && l->t->event_open(l->gpu, &m->from) != YK_OK) ||
         (!m->to && l->t->event_open(l->gpu, &m->to) != YK_OK) || l->t->event_record(stream, m->from) != YK_OK) {
-        yk_trace_lost(r->e->trace, 1);
+        l->marks_lost = true;
+        if (r->e->trace)
+            yk_trace_lost(r->e->trace, 1);
         return NULL;
     }
     l->n_marks++;
@@ -28,6 +33,7 @@ yk_lane_mark *yk_lane_begin(yk_lane_run *r, yk_gpu_stream *stream, yk_lane_task 
                             .layer = t.layer,
                             .bytes = l->launched_bytes,
                             .step = (uint32_t)r->e->n_steps_done};
+    r->e->stats->record_ns += yk_now_ns() - now;
     return m;
 }
 
@@ -35,8 +41,10 @@ void yk_lane_end(yk_lane_run *r, yk_gpu_stream *stream, yk_lane_mark *m, uint64_
 {
     if (!m)
         return;
+    const uint64_t now = yk_now_ns();
     m->rec.bytes = bytes ? bytes : r->l->launched_bytes - m->rec.bytes;
     m->whole = r->l->t->event_record(stream, m->to) == YK_OK;
+    r->e->stats->record_ns += yk_now_ns() - now;
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------------------------------- */

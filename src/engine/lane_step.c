@@ -2,8 +2,10 @@
 #include <sched.h>
 
 #include "cpu/pack.h"
+#include "src/base/clock.h"
 #include "src/engine/lane_run.h"
 #include "src/engine/stages.h"
+#include "src/engine/stats.h"
 
 typedef yk_lane_run run;
 
@@ -26,13 +28,16 @@ static yk_status signal_host(run *r, yk_gpu_stream *stream)
 /* Wait on the host for a signal, as numbered by box[YK_BOX_HOST_GO] behind signal_host. */
 static yk_status wait_device(run *r, uint32_t go)
 {
+    const uint64_t from = yk_now_ns();
     for (uint32_t value = 0, spins = 0;; spins++) {
         YK_GPU(r->l->t->box_value(r->l->gpu, YK_BOX_HOST_GO, &value), "a mailbox");
         if (value >= go)
-            return YK_OK;
+            break;
         if (spins > 50)
             sched_yield();
     }
+    r->e->stats->wait_ns += yk_now_ns() - from;
+    return YK_OK;
 }
 
 /* ---- trace ------------------------------------------------------------------------------------------------------------------------------- */
@@ -41,16 +46,24 @@ static yk_status wait_device(run *r, uint32_t go)
 static void collect_marks(run *r)
 {
     yk_gpulane *l = r->l;
+    const uint64_t begin = yk_now_ns();
     for (uint32_t i = 0; i < l->n_marks; i++) {
         yk_lane_mark *m = &l->marks[i];
         uint64_t from, to;
         if (m->whole && l->t->event_time(m->from, &from) == YK_OK && l->t->event_time(m->to, &to) == YK_OK) {
             m->rec.start_ns = from;
             m->rec.dur_ns = to > from ? to - from : 0;
-            yk_trace_add(r->e->trace, &m->rec);
+            if (r->e->trace)
+                yk_trace_add(r->e->trace, &m->rec);
         } else {
-            yk_trace_lost(r->e->trace, 1);
+            l->marks_lost = true;
+            if (r->e->trace)
+                yk_trace_lost(r->e->trace, 1);
         }
+    }
+    if (r->e->stats->sampled) {
+        yk_stats_tasks(r->e->stats, l->marks, l->n_marks, !l->marks_lost);
+        r->e->stats->record_ns += yk_now_ns() - begin;
     }
     l->n_marks = 0;
 }
@@ -70,6 +83,7 @@ static yk_status copy_on(run *r, yk_gpu_stream *stream, copy c, yk_gpu_mem to, c
     yk_lane_mark *m = yk_lane_begin(r, stream, (yk_lane_task){YK_TRACE_UP, c.op, "copy", c.layer});
     YK_GPU(r->l->t->copy_to_device(stream, to, from, c.bytes), "a copy to the device");
     yk_lane_end(r, stream, m, c.bytes);
+    r->l->up_bytes += c.bytes;
     return YK_OK;
 }
 
@@ -83,6 +97,7 @@ static yk_status copy_down(run *r, copy c, void *to, yk_gpu_mem from)
     yk_lane_mark *m = yk_lane_begin(r, r->l->down, (yk_lane_task){YK_TRACE_DOWN, c.op, "copy", c.layer});
     YK_GPU(r->l->t->copy_to_host(r->l->down, to, from, c.bytes), "a copy to the host");
     yk_lane_end(r, r->l->down, m, c.bytes);
+    r->l->down_bytes += c.bytes;
     return YK_OK;
 }
 
@@ -202,6 +217,7 @@ static yk_status kv_up(run *r, uint32_t layer)
         bytes += block;
     }
     yk_lane_end(r, l->fill_up, m, bytes);
+    l->up_bytes += bytes;
     YK_GPU(l->t->event_record(l->fill_up, l->ev[YK_EV_KV_UP]), "an event");
     YK_GPU(l->t->stream_flush(l->fill_up), "a stream");
     return YK_OK;
@@ -226,6 +242,7 @@ static yk_status kv_down(run *r, uint32_t layer, uint32_t slot)
                "a copy to the host");
     }
     yk_lane_end(r, l->down, m, s->n_kv_slices * block);
+    l->down_bytes += s->n_kv_slices * block;
     YK_GPU(l->t->event_record(l->down, l->ev[YK_EV_KV_FREE]), "an event");
     YK_GPU(l->t->stream_flush(l->compute), "a stream");
     YK_GPU(l->t->stream_flush(l->down), "a stream");
@@ -447,9 +464,12 @@ static yk_status residual_down(run *r, uint32_t layer)
 static yk_status advance(run *r, uint32_t layer, uint32_t kind)
 {
     const uint32_t end = layer * YK_S_PER_LAYER + kind + 1;
+    const uint64_t from = yk_now_ns();
     if (r->l->cpu_rate > 0)
         YK_TRY(yk_lane_model_stages(r->l, r->step, end, r->err));
-    return yk_pool_advance(r->e->pool, &r->step->job, end, r->err);
+    const yk_status st = yk_pool_advance(r->e->pool, &r->step->job, end, r->err);
+    r->e->stats->cpu_ns += yk_now_ns() - from;
+    return st;
 }
 
 /* FFN of a layer whose attention is on the device and enqueued. */
@@ -649,6 +669,8 @@ yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err)
     lane->y_pending = 0;
     lane->y_cpu_pending = false;
     lane->n_ahead = lane->n_marks = 0;
+    lane->marking = lane->e->trace || lane->e->stats->sampled;
+    lane->marks_lost = false;
     memset(step->flow, 0, lane->e->model->hp.n_layers);
     if (lane->kv_list && step->bucket == YK_B_PREFILL)
         yk_lane_kv_collect(lane, step);
@@ -658,12 +680,14 @@ yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err)
         st = run_layers(r);
     if (st != YK_OK) /* let go what waits for the host, so that the streams can run dry */
         lane->t->box_post(lane->gpu, YK_BOX_DEVICE_GO, lane->box[YK_BOX_DEVICE_GO]);
+    const uint64_t from = yk_now_ns();
     yk_gpu_stream *const all[] = {lane->fill_up, lane->up, lane->compute, lane->down};
     for (int i = 0; i < 4; i++) {
         const yk_status s = lane->t->stream_sync(all[i]);
         if (st == YK_OK)
             st = yk_gpulane_check(lane, s, "a stream", err);
     }
+    lane->e->stats->wait_ns += yk_now_ns() - from;
     collect_marks(r);
     return st;
 }

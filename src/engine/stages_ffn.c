@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "src/engine/stages.h"
+#include "src/engine/stats.h"
 
 /* The three matrices of part p. */
 typedef struct part {
@@ -210,6 +211,7 @@ void yk_stage_group(const yk_stage *st, uint32_t slice, yk_worker *w)
     if (shared)
         counts[n_experts] = step->n_tokens;
     lay_out_group(step, st->layer, counts, n_parts, g);
+    yk_stats_group(step, st->layer, g);
     for (uint32_t a = 0; a < g->n_active; a++)
         fill[g->part[a]] = g->slot0[a];
     for (uint32_t t = 0; t < step->n_tokens; t++) {

@@ -1,6 +1,6 @@
 /* Building and running one step. */
-#include "src/engine/lane.h"
 #include "src/engine/stages.h"
+#include "src/engine/stats.h"
 
 size_t yk_scratch_map(const yk_engine *e, void *base, yk_scratch *s)
 {
@@ -256,6 +256,7 @@ yk_status yk_step_open(yk_step *step, yk_engine *e, yk_error *err)
     step->tables = yk_arena_take(a, (size_t)n_runs * d->max_blocks, sizeof *step->tables, 0);
     step->logits_token = yk_arena_take(a, d->n_logits, sizeof *step->logits_token, 0);
     step->flow = yk_arena_take(a, n_layers, 1, 0);
+    step->work = yk_arena_take(a, n_layers, sizeof *step->work, 0);
     step->logits_row = yk_arena_take(a, d->n_logits, sizeof *step->logits_row, 0);
     yk_group *g = &step->dense;
     g->part = yk_arena_take(a, 1, sizeof *g->part, 0);
@@ -353,14 +354,16 @@ yk_status yk_step_run(yk_step *step, yk_error *err)
     yk_engine *e = step->engine;
     step->bucket = yk_bucket_of(step->n_tokens);
     plan_attention(step);
+    yk_stats_begin(e->stats, step);
     build_job(step);
-    if (e->lane)
-        YK_TRY(yk_gpulane_step(e->lane, step, err));
-    else
-        YK_TRY(yk_pool_run(e->pool, &step->job, err));
-    commit_kv(step);
-    if (step->n_logits && !e->head_dev)
-        collect_logits(step);
+    const yk_status st = e->lane ? yk_gpulane_step(e->lane, step, err) : yk_pool_run(e->pool, &step->job, err);
+    if (st == YK_OK) {
+        commit_kv(step);
+        if (step->n_logits && !e->head_dev)
+            collect_logits(step);
+    }
+    yk_stats_end(e->stats, step, st == YK_OK);
+    YK_TRY(st);
     e->n_tokens_done += step->n_tokens;
     e->n_steps_done++;
     return YK_OK;

@@ -174,6 +174,25 @@ def test_trace():
     refused(1, ['no/such/folder'], 'run', '-q', '-m', MODEL, '-p', 'x', '-n', 1, '--trace', path('no/such/folder'))
 
 
+def test_stats():
+    expected = greedy('-p', 'Once upon a time', '-n', 9, '--device', 'cpu').out
+    r = good('run', '-m', MODEL, '--temp', '0', '-p', 'Once upon a time', '-n', 9, '--device', 'cpu', '--stats')
+    lines = [line for line in r.err.splitlines() if 'stats:' in line]
+    assert r.out == expected, r
+    assert re.search(r'stats: prompt: \d+ tokens in 1 steps, [\d.]+ tokens/s; a token: host memory', lines[0]), lines
+    assert re.search(r'stats: decode: 8 tokens in 8 steps, [\d.]+ tokens/s; a token: host memory [\d.]+ MiB', lines[1]), lines
+    assert any(re.search(r'stats: steps \(1\): 8, [\d.]+ ms each', line) for line in lines), lines
+    assert 'stats:' not in good('run', '-q', '-m', MODEL, '--temp', '0', '-p', 'x', '-n', 2, '--stats').err
+    r = good('run', '-m', MODEL, '--temp', '0', '-p', 'Once upon a time', '-n', 9, '--device', 'cpu', '--stats', '--machine',
+             os.path.join(SOURCE, 'partition/machines/ddr4-cpu-only.json'))
+    assert re.search(r'decode: \d+ % of the roofline', r.err) and re.search(r'steps \(1\): .* predicted [\d.]+ ms', r.err), r.err
+    plan = os.path.join(SOURCE, 'tests/data/plans/tiny-mixtral-three-kinds.json')
+    r = good('bench', '-m', MODEL, '-p', 32, '-n', 8, '-r', 1, '--plan', plan, '--stats')
+    assert len(re.findall(r'stats: decode: .* link up [\d.]+ .iB', r.err)) == 1, r.err
+    assert re.search(r'stats: decode: \d+ experts chosen, [\d.]+ % of them resident', r.err), r.err
+    assert re.search(r'stats: prompt: stalled: cpu \d+ %', r.err), r.err
+
+
 def test_logits_on_a_full_disk():
     """A file limit stands for the full disk: nothing stays behind."""
     before = set(os.listdir(path('.')))
