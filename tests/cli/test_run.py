@@ -187,7 +187,7 @@ def test_stats():
              os.path.join(SOURCE, 'partition/machines/ddr4-cpu-only.json'))
     assert re.search(r'decode: \d+ % of the roofline', r.err) and re.search(r'steps \(1\): .* predicted [\d.]+ ms', r.err), r.err
     plan = os.path.join(SOURCE, 'tests/data/plans/tiny-mixtral-three-kinds.json')
-    r = good('bench', '-m', MODEL, '-p', 32, '-n', 8, '-r', 1, '--plan', plan, '--stats')
+    r = good('bench', '-m', MODEL, '-p', 32, '-n', 8, '-r', 1, '--plan', plan, '--stats', timeout=250)
     assert len(re.findall(r'stats: decode: .* link up [\d.]+ .iB', r.err)) == 1, r.err
     assert re.search(r'stats: decode: \d+ experts chosen, [\d.]+ % of them resident', r.err), r.err
     assert re.search(r'stats: prompt: stalled: cpu \d+ %', r.err), r.err
