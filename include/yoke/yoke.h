@@ -182,6 +182,15 @@ typedef struct yk_seq yk_seq;
 
 typedef enum yk_kv_type { YK_KV_F16 = 0, YK_KV_F32 = 1 } yk_kv_type;
 
+/* What becomes of the plan's choice of experts for the device while the engine runs. */
+typedef enum yk_policy {
+    YK_POLICY_DEFAULT = 0, /* static */
+    YK_POLICY_STATIC = 1,  /* they stay: the same bits on every run and for any number of threads */
+    YK_POLICY_ADAPTIVE =
+        2 /* experts that are chosen often take the place of others where that pays for their copies. The host keeps all of them
+                                 * (yk_engine_stats.kept_bytes). Where no layer has experts on both sides, or RAM is short: as static */
+} yk_policy;
+
 typedef struct yk_engine_opts {
     bool auto_partition; /* let the planner place weights and work; default true. false: everything on the named device, or
                                  * on the CPU when none is named */
@@ -214,6 +223,7 @@ typedef struct yk_engine_opts {
                                  * packing again, written by the first one. It knows the model's files by size, time of change, metadata and samples of
                                  * every tensor. One that cannot be used, or a full disk, is a warning in the log, and the weights are packed in
                                  * memory. Files in there may be removed at any time. NULL: none; not used with no_repack */
+    yk_policy policy; /* adaptive with a plan and no machine: the machine is measured, as without a plan */
 } yk_engine_opts;
 
 YK_API void yk_engine_opts_init(yk_engine_opts *opts);
@@ -442,6 +452,10 @@ typedef struct yk_engine_stats {
     /* Steps with one token of each sequence, by their number: 1, 2-4, 5-8, 9-16, 17-32, more; last (YK_WORK_PROMPT) steps in which a sequence has more
      * than one token. */
     yk_work work[YK_N_WORK];
+    char policy[16];         /* in force: "static" or "adaptive" */
+    uint64_t swaps,
+        returns; /* adaptive: experts that took another one's place; times the plan's were brought back because they did better */
+    uint64_t kept_bytes; /* adaptive: host memory, among bytes_weights, of experts that the device has too */
 } yk_engine_stats;
 
 /* At any time but during a yk_decode of this engine in another thread. Costs a microsecond. */

@@ -14,6 +14,8 @@
 #include "src/engine/rope.h"
 #include "src/engine/stages.h"
 #include "src/engine/stats.h"
+#include "src/engine/swap.h"
+#include "src/engine/trace.h"
 
 enum { DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512, MIN_BATCH = 32, MAX_BATCH = 16384, MAX_SEQS = 4096, MAX_CONTEXT = 1 << 24 };
 
@@ -51,6 +53,8 @@ static yk_status check_opts(const yk_engine_opts *o, yk_error *err)
     YK_FAIL_IF(o->batch > MAX_BATCH, err, YK_ERR_USAGE, "batch %u is outside 1..%d", o->batch, MAX_BATCH);
     YK_FAIL_IF(o->kv_type != YK_KV_F16 && o->kv_type != YK_KV_F32, err, YK_ERR_USAGE, "kv_type %d is neither f16 nor f32",
                (int)o->kv_type);
+    YK_FAIL_IF((unsigned)o->policy > YK_POLICY_ADAPTIVE, err, YK_ERR_USAGE, "policy %d is neither static nor adaptive",
+               (int)o->policy);
     YK_FAIL_IF(o->pack_cache && !*o->pack_cache, err, YK_ERR_USAGE, "pack_cache: the folder has an empty name");
     return YK_OK;
 }
@@ -246,11 +250,34 @@ void yk_engine_get_stats(const yk_engine *e, yk_engine_stats *s)
     snprintf(s->plan_id, sizeof s->plan_id, "%s", e->plan_id);
     snprintf(s->why, sizeof s->why, "%s", e->why);
     memcpy(s->work, e->stats->work, sizeof s->work);
+    const yk_swap *swap = e->lane ? e->lane->swap : NULL;
+    snprintf(s->policy, sizeof s->policy, swap ? "adaptive" : "static");
+    if (!swap)
+        return;
+    const yk_swap_sums sums = yk_swap_get(swap);
+    s->swaps = sums.swaps;
+    s->returns = sums.returns;
+    s->kept_bytes = sums.kept_bytes;
 }
 
 /* ---- device ------------------------------------------------------------------------------------------------------------------------- */
 
-static yk_status place_on_device(yk_engine *e, const yk_plan *plan, const yk_engine_opts *o, yk_error *err)
+/* Experts that change places, by what the machine can do: the one a plan was made by, or the user's. */
+static yk_status open_swap(yk_engine *e, const yk_plan *plan, const yk_shape *shape, const yk_machine *machine,
+                           const yk_engine_opts *o, yk_error *err)
+{
+    yk_machine *here = NULL;
+    if (o->policy != YK_POLICY_ADAPTIVE || !yk_swap_bytes(plan, shape))
+        return YK_OK;
+    if (!machine)
+        YK_TRY(yk_machine_here(&here, e->model, o, err));
+    const yk_status st = yk_swap_open(&e->lane->swap, e->lane, plan, shape, machine ? machine : here, err);
+    yk_machine_close(&here);
+    return st;
+}
+
+static yk_status place_on_device(yk_engine *e, const yk_plan *plan, const yk_machine *machine, const yk_engine_opts *o,
+                                 yk_error *err)
 {
     yk_shape shape;
     YK_TRY(yk_auto_shape(&shape, e->model, err));
@@ -261,6 +288,8 @@ static yk_status place_on_device(yk_engine *e, const yk_plan *plan, const yk_eng
     e->places = yk_alloc(YK_MEM_PLAN, e->model->hp.n_layers, sizeof *e->places);
     if (st == YK_OK && !e->places)
         st = yk_fail_memory(err, e->model->hp.n_layers * sizeof *e->places, "a placement");
+    if (st == YK_OK)
+        st = open_swap(e, plan, &shape, machine, o, err);
     if (st == YK_OK)
         st = yk_gpulane_place(e->lane, plan, &shape, o, err);
     snprintf(e->plan_id, sizeof e->plan_id, "%s", plan->plan_id);
@@ -345,7 +374,7 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_machine 
     if (o->pack_cache && !o->no_repack)
         YK_TRY(yk_pack_cache_open(&e->cache, e->model, e->d.n_parts, o->pack_cache, err));
     if (e->lane)
-        YK_TRY(place_on_device(e, plan, o, err));
+        YK_TRY(place_on_device(e, plan, machine, o, err));
     else if (plan)
         YK_TRY(check_plan(e, plan, o, err));
     YK_TRY(yk_engine_pack(e, o, err));
@@ -358,6 +387,7 @@ static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_machine 
     return YK_OK;
 }
 
+/* machine: what the plan was made by; NULL: not known. */
 static yk_status open_engine(yk_engine **out, const yk_model *model, const yk_plan *plan, const yk_machine *machine,
                              const char *why, const yk_engine_opts *o, yk_error *err)
 {

@@ -1,4 +1,4 @@
-#include "src/engine/lane.h"
+#include "src/engine/swap.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -147,6 +147,7 @@ void yk_gpulane_close(yk_gpulane **lane)
     yk_gpulane *l = *lane;
     if (!l)
         return;
+    yk_swap_close(&l->swap);
     if (l->gpu) {
         yk_gpu_stream *const streams[] = {l->compute, l->up, l->fill_up, l->down};
         for (int i = 0; i < 4; i++)

@@ -9,6 +9,7 @@
 #include "src/engine/pack_cache.h"
 #include "src/engine/packing.h"
 #include "src/engine/stages.h"
+#include "src/engine/swap.h"
 
 typedef struct placer {
     yk_gpulane *l;
@@ -267,7 +268,19 @@ static bool packs_on_host(const placer *p, const yk_ffn_part *f, const yk_slice 
     return s->home == YK_HOST && (is_copied(s) || (p->pack_cc && yk_ffn_can_pack(f)));
 }
 
-/* The bytes of a run to their home. */
+static yk_status take_packed(placer *p, uint64_t bytes, uint8_t **out)
+{
+    *out = yk_arena_take(&p->e->packed, bytes, 1, 64);
+    return *out ? YK_OK : yk_fail_memory(p->err, bytes, "packed weights");
+}
+
+/* Experts that may change places are packed on the host too. */
+static bool keeps_on_host(const placer *p, uint32_t layer, const yk_slice *s)
+{
+    return s->group == YK_PART_EXP && s->home != YK_HOST && yk_swap_moves(p->l->swap, layer);
+}
+
+/* The bytes of a run to their home; slab->host is where they are packed on the host. */
 static yk_status place_slab(placer *p, uint32_t layer, const yk_slice *s, const yk_ffn_part *f, yk_slab *slab)
 {
     const uint64_t bytes = slab->unit_bytes * slab->n_units;
@@ -277,17 +290,22 @@ static yk_status place_slab(placer *p, uint32_t layer, const yk_slice *s, const 
         YK_TRY(need_packed(p, f->down, "ffn_down", layer));
     }
     if (s->home != YK_HOST) {
-        YK_TRY(pack_room(p, bytes));
-        YK_TRY(yk_packer_add_slab(p->packer, f, slab, p->pack, p->err));
+        uint8_t *room = NULL;
+        if (keeps_on_host(p, layer, s))
+            YK_TRY(take_packed(p, bytes, &room));
+        else
+            YK_TRY(pack_room(p, bytes));
+        slab->host = room;
+        room = room ? room : p->pack;
+        YK_TRY(yk_packer_add_slab(p->packer, f, slab, room, p->err));
         YK_TRY(yk_packer_flush(p->packer, p->err));
         YK_TRY(yk_gpulane_take(p->l, &p->l->weights, bytes, &slab->dev, p->err));
-        return upload(p, slab->dev, p->pack, bytes);
+        return upload(p, slab->dev, room, bytes);
     }
     if (!packs_on_host(p, f, s))
         return YK_OK;
-    uint8_t *host = yk_arena_take(&p->e->packed, bytes, 1, 64);
-    if (!host)
-        return yk_fail_memory(p->err, bytes, "packed weights");
+    uint8_t *host;
+    YK_TRY(take_packed(p, bytes, &host));
     slab->host = host;
     if (is_copied(s))
         p->max_slab = bytes > p->max_slab ? bytes : p->max_slab;
@@ -302,6 +320,10 @@ static yk_status place_run(placer *p, uint32_t layer, const yk_slice *s, uint32_
     yk_part_place *pp = &p->e->places[layer].parts[index];
     yk_slab slab = yk_slab_of(&f, unit0, units);
     YK_TRY(place_slab(p, layer, s, &f, &slab));
+    if (s->group == YK_PART_EXP && yk_swap_moves(p->l->swap, layer))
+        yk_swap_put(p->l->swap, layer, s, &slab);
+    if (s->home != YK_HOST)
+        slab.host = NULL;
     for (int b = 0; b < YK_N_BUCKETS; b++) {
         if (s->kind[b] == YK_KIND_CC) {
             const yk_piece piece = {slab.u0, yk_cut_first(&f.cut, unit0 + units) - slab.u0, slab};
@@ -571,9 +593,9 @@ static uint64_t count_bytes(placer *p)
             for (uint32_t u = s->unit0; u < s->unit0 + s->units; u++)
                 bytes += yk_slab_of(&f, u, 1).unit_bytes;
             p->packer->total += bytes;
-            if (s->home == YK_HOST)
+            if (s->home == YK_HOST || keeps_on_host(p, layer, s))
                 packed += bytes + 2 * 64;
-            else
+            if (s->home != YK_HOST)
                 p->l->weights.remaining += bytes + 2 * 256;
         }
     return packed;
@@ -594,6 +616,12 @@ static void lock_host(placer *p)
         l->kv_locked = l->t->host_register(l->gpu, e->kv.arena.base, e->kv.arena.size) == YK_OK;
 }
 
+static void drop_swap(placer *p, const char *why)
+{
+    yk_log(YK_LOG_WARN, "experts stay where the plan has them (policy static): %s", why);
+    yk_swap_close(&p->l->swap);
+}
+
 /* Packing for the CPU alone only where memory is at hand; what the device copies has to be packed. */
 static yk_status choose_packing(placer *p, const yk_engine_opts *o, uint64_t *packed)
 {
@@ -601,7 +629,15 @@ static yk_status choose_packing(placer *p, const yk_engine_opts *o, uint64_t *pa
     yk_cpu_info cpu;
     YK_TRY(yk_topology_info(&cpu, p->err));
     p->pack_cc = !o->no_repack;
+    if (p->l->swap && !p->pack_cc)
+        drop_swap(p, "weights are not packed");
     *packed = count_bytes(p);
+    if (p->l->swap && *packed > cpu.memory_available_bytes) {
+        drop_swap(p, "RAM is too small for experts of the device to be there too");
+        p->l->weights.remaining = weights;
+        p->packer->total = total;
+        *packed = count_bytes(p);
+    }
     if (!p->pack_cc || *packed <= cpu.memory_available_bytes)
         return YK_OK;
     yk_log(YK_LOG_WARN,
@@ -662,6 +698,8 @@ yk_status yk_gpulane_place(yk_gpulane *lane, const yk_plan *plan, const yk_shape
         st = take_buffers(&p);
     if (st == YK_OK)
         st = take_host(&p);
+    if (st == YK_OK && lane->swap)
+        st = yk_swap_ready(lane->swap, err);
     yk_free(p.packer);
     yk_free(p.pack);
     return st;

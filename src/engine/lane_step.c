@@ -6,6 +6,7 @@
 #include "src/engine/lane_run.h"
 #include "src/engine/stages.h"
 #include "src/engine/stats.h"
+#include "src/engine/swap.h"
 
 typedef yk_lane_run run;
 
@@ -483,12 +484,14 @@ static yk_status ffn_after_device(run *r, uint32_t layer)
         YK_TRY(wait_device(r, go));
         adopt_device_rows(r, layer);
         YK_TRY(advance(r, layer, YK_S_GROUP));
+        yk_swap_note(r->l->swap, r->step, layer);
     }
     YK_TRY(enqueue_ffn(r, layer));
     if (cpu)
         YK_TRY(expect_cpu_sum(r, layer));
     if (layer + 1 < e->model->hp.n_layers && yk_attn_on_device(r->step, layer + 1))
         YK_TRY(enqueue_attention(r, layer + 1));
+    yk_swap_copy(r, layer);
     if (cpu && !moe) {
         YK_TRY(wait_device(r, go));
         adopt_device_rows(r, layer);
@@ -509,6 +512,8 @@ static yk_status layer_on_cpu(run *r, uint32_t layer)
     const yk_layer_place *pl = &e->places[layer];
     YK_TRY(fill_experts_ahead(r, layer));
     YK_TRY(advance(r, layer, YK_S_GROUP));
+    if (w->moe)
+        yk_swap_note(l->swap, r->step, layer);
     r->step->flow[layer] = pl->cpu_part[r->step->bucket] ? YK_FLOW_CPU : 0;
     if (pl->dev_part[r->step->bucket]) {
         const yk_stage *in = yk_stage_get(r->step, layer, YK_S_FFN_IN);
@@ -531,6 +536,7 @@ static yk_status layer_on_cpu(run *r, uint32_t layer)
     } else {
         YK_TRY(fill_ahead(r, layer + 1, true));
     }
+    yk_swap_copy(r, layer);
     YK_TRY(advance(r, layer, YK_S_DOWN));
     return pl->dev_part[r->step->bucket] ? wait_device(r, l->box[YK_BOX_HOST_GO]) : YK_OK;
 }
@@ -688,6 +694,8 @@ yk_status yk_gpulane_step(yk_gpulane *lane, yk_step *step, yk_error *err)
             st = yk_gpulane_check(lane, s, "a stream", err);
     }
     lane->e->stats->wait_ns += yk_now_ns() - from;
+    yk_swap_wait(lane->swap);
     collect_marks(r);
+    yk_swap_step(lane->swap, step, st == YK_OK);
     return st;
 }
