@@ -170,6 +170,7 @@ typedef struct yk_plan_limits {
     uint32_t context, max_seqs, batch, kv_elem_bytes; /* all > 0 */
     uint64_t kv_tokens;                               /* positions of all sequences together; 0: context * max_seqs */
     uint64_t host_bytes;                              /* ceiling of host memory; 0: none */
+    uint64_t kept_bytes; /* policy adaptive: experts of the device that the host keeps too; 0: static */
     uint32_t n_devices;
     yk_plan_device_limit devices[YK_MAX_DEVICES];
     char device[YK_DEVICE_NAME];        /* solver: "" or "auto", "cpu", "opencl:0", "opencl" */

@@ -5,12 +5,12 @@ _yoke_flags()
     case $1 in
     run) echo "-m --model --check-tensors -p --prompt -f --file --ids -e --escape -n --predict --n-predict -c --ctx-size \
         -t --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device \
-        --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -s --seed --temp --temperature --top-k --top-p --min-p \
+        --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition --no-auto-partition --machine --plan --policy --explain --no-repack --pack-cache --isa -s --seed --temp --temperature --top-k --top-p --min-p \
         --typical --typical-p --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --ignore-eos \
         --print-ids --logits --trace --stats -v --verbose -q --quiet -h --help" ;;
     chat) echo "-m --model --check-tensors -sys --system-prompt -e --escape -n --predict --n-predict -c --ctx-size -t \
         --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor \
-        --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -s --seed --temp --temperature --top-k --top-p --min-p --typical \
+        --auto-partition --no-auto-partition --machine --plan --policy --explain --no-repack --pack-cache --isa -s --seed --temp --temperature --top-k --top-p --min-p --typical \
         --typical-p --repeat-penalty --repeat-last-n --frequency-penalty --presence-penalty --ignore-eos --trace --stats -v --verbose \
         -q --quiet -h --help" ;;
     inspect) echo "-m --model --check-tensors --vocab-only --full -o --output -v --verbose -q --quiet -h --help" ;;
@@ -18,13 +18,13 @@ _yoke_flags()
         -h --help" ;;
     perplexity) echo "-m --model --check-tensors -f --file -c --ctx-size --chunks -t --threads -b --batch-size -ub \
         --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition \
-        --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -o --output -v --verbose -q --quiet -h --help" ;;
+        --no-auto-partition --machine --plan --policy --explain --no-repack --pack-cache --isa -o --output -v --verbose -q --quiet -h --help" ;;
     bench) echo "-m --model --check-tensors -p --n-prompt -n --n-gen -pg -d --n-depth -t --threads -r --repetitions -b \
         --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor \
-        --auto-partition --no-auto-partition --machine --plan --explain --no-repack --pack-cache --isa -o --output --trace --stats -v --verbose -q --quiet -h --help" ;;
+        --auto-partition --no-auto-partition --machine --plan --policy --explain --no-repack --pack-cache --isa -o --output --trace --stats -v --verbose -q --quiet -h --help" ;;
     profile) echo "-m --model -t --threads -dev --device --quick --isa -o --output -v --verbose -q --quiet -h --help" ;;
     plan) echo "-m --model -c --ctx-size -t --threads -b --batch-size -ub --ubatch-size -ctk --cache-type-k -ctv --cache-type-v \
-        -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition --no-auto-partition --machine --isa --shape --type -o --output -v --verbose -q --quiet \
+        -dev --device --vram-budget -ngl --gpu-layers --n-gpu-layers -ncmoe --n-cpu-moe -nkvo --no-kv-offload -ot --override-tensor --auto-partition --no-auto-partition --machine --policy --isa --shape --type -o --output -v --verbose -q --quiet \
         -h --help" ;;
     devices) echo "-o --output -v --verbose -q --quiet -h --help" ;;
     synth) echo "--shape --type --layers -s --seed -o --output --list -v --verbose -q --quiet -h --help" ;;
@@ -52,6 +52,7 @@ _yoke()
         return ;;
     bench:-o | bench:--output) words="md csv json" ;;
     *:-o | *:--output) words="text json" ;;
+    *:--policy) words="static adaptive" ;;
     *:-ctk | *:--cache-type-k | *:-ctv | *:--cache-type-v) words="f16 f32" ;;
     *:-dev | *:--device) words="auto cpu $("${COMP_WORDS[0]}" devices 2>/dev/null | sed -n 's/^\([a-z]*:[0-9]*\) .*/\1/p')" ;;
     synth:--shape | synth:--type) words=$("${COMP_WORDS[0]}" synth --list 2>/dev/null | sed -n 's/^  //p') ;;

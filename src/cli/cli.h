@@ -46,7 +46,7 @@ typedef struct yk_cli_opts {
     int64_t threads, context, batch, ubatch, gpu_layers, cpu_moe;
     const char *overrides;
     bool kv_on_host;
-    const char *device, *isa, *cache_k, *cache_v;
+    const char *device, *isa, *cache_k, *cache_v, *policy;
     uint64_t vram_budget;
     bool auto_partition, explain, quick, no_repack;
     const char *plan, *machine; /* files */

@@ -90,6 +90,8 @@ static const yk_flag table[] = {
     {PLANNED, "--machine", "FILE", YK_FLAG_TEXT, AT(machine),
      .help = "plan by this measurement (default: the user's, made when there is none)"},
     {ENGINE, "--plan", "FILE", YK_FLAG_TEXT, AT(plan), .help = "run this plan instead of making one"},
+    {PLANNED, "--policy", "NAME", YK_FLAG_CHOICE, AT(policy), .choices = "static|adaptive",
+     .help = "adaptive: experts that are chosen often take the place of others on the device (default: static)"},
     {ENGINE, "--explain", NULL, YK_FLAG_ON, AT(explain), .help = "say on stderr what runs where and why, one screen"},
     {ENGINE, "--no-repack", NULL, YK_FLAG_ON, AT(no_repack),
      .help = "compute from the file's pages instead of a packed copy in memory: slower, less memory"},
@@ -176,6 +178,7 @@ void yk_cli_opts_init(yk_cli_opts *opts, unsigned command)
     opts->context = command == YK_CMD_PERPLEXITY ? 512 : 0;
     opts->batch = 2048;
     opts->cache_k = opts->cache_v = "f16";
+    opts->policy = "static";
     opts->temperature = 0.8;
     opts->top_k = sampler.top_k;
     opts->top_p = 0.95;

@@ -171,15 +171,20 @@ static void report(const run_state *r, const yk_cli_opts *opts)
 {
     const yk_cli_session *s = &r->session;
     const char *slash = strrchr(s->path, '/');
-    char speed[64] = "", prompt[64] = "";
+    char speed[64] = "", prompt[64] = "", moved[96] = "";
+    yk_engine_stats now;
+    yk_engine_get_stats(s->engine, &now);
+    if (now.swaps)
+        snprintf(moved, sizeof moved, "; %llu experts changed places, %llu times back to the plan",
+                 (unsigned long long)now.swaps, (unsigned long long)now.returns);
     if (r->prompt_s > 0)
         snprintf(prompt, sizeof prompt, " at %.1f tokens/s", (double)r->n_prompt / r->prompt_s);
     if (r->n_decoded && r->generate_s > 0)
         snprintf(speed, sizeof speed, " at %.1f tokens/s", (double)r->n_decoded / r->generate_s);
-    yk_cli_note(opts, "%s on %s, %u thread%s, %s: prompt %llu tokens%s, generated %llu%s%s; %s", slash ? slash + 1 : s->path,
+    yk_cli_note(opts, "%s on %s, %u thread%s, %s: prompt %llu tokens%s, generated %llu%s%s%s; %s", slash ? slash + 1 : s->path,
                 s->stats.device, s->stats.threads, s->stats.threads == 1 ? "" : "s", s->stats.isa,
                 (unsigned long long)r->n_prompt, prompt, (unsigned long long)r->n_generated, speed,
-                r->context_full ? "; the context is full (-c N gives more)" : "", s->stats.why);
+                r->context_full ? "; the context is full (-c N gives more)" : "", moved, s->stats.why);
 }
 
 /* Sequence, sampler and detokeniser for a prompt, and the prompt decoded. */

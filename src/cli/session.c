@@ -83,6 +83,7 @@ int yk_cli_engine_opts(yk_cli_session *s, const yk_cli_opts *opts, yk_engine_opt
     out->cpu_moe_layers = (uint32_t)opts->cpu_moe;
     out->kv_on_host = opts->kv_on_host;
     out->overrides = opts->overrides;
+    out->policy = strcmp(opts->policy, "adaptive") ? YK_POLICY_STATIC : YK_POLICY_ADAPTIVE;
     out->machine = s->machine;
     out->plan = s->plan;
     out->kv_type = strcmp(opts->cache_k, "f32") ? YK_KV_F16 : YK_KV_F32;
@@ -136,6 +137,9 @@ int yk_cli_open_engine(yk_cli_session *s, const yk_cli_opts *opts, uint32_t cont
     yk_engine_get_stats(s->engine, &s->stats);
     if (opts->verbose)
         yk_cli_note(opts, "on %s: %s", s->stats.device, s->stats.why);
+    if (opts->verbose && !strcmp(s->stats.policy, "adaptive"))
+        yk_cli_note(opts, "policy adaptive: experts of the device are kept in RAM too, %.1f MiB",
+                    (double)s->stats.kept_bytes / 0x1p20);
     if (s->info.n_ctx_train && s->stats.context > s->info.n_ctx_train)
         yk_cli_note(opts, "warning: the context of %u tokens is longer than the %u the model was trained for", s->stats.context,
                     s->info.n_ctx_train);

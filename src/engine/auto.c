@@ -6,7 +6,7 @@
 
 #include "partition/alternatives.h"
 #include "src/base/log.h"
-#include "src/engine/lane.h"
+#include "src/engine/swap.h"
 
 yk_status yk_auto_shape(yk_shape *out, const yk_model *model, yk_error *err)
 {
@@ -312,6 +312,7 @@ static yk_status explain(choice *c, const yk_plan *plan, const yk_machine *machi
 {
     YK_TRY(add_devices_of(c, plan, err));
     YK_TRY(yk_plan_check(plan, &c->shape, &c->limits, err));
+    c->limits.kept_bytes = c->o->policy == YK_POLICY_ADAPTIVE ? yk_swap_bytes(plan, &c->shape) : 0;
     return yk_plan_explain_text(plan, &c->shape, machine ? machine : c->o->machine, &c->limits, false, text, n, err);
 }
 

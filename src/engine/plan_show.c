@@ -9,7 +9,7 @@
 #include "src/base/env.h"
 #include "src/base/file.h"
 #include "src/engine/auto.h"
-#include "src/engine/lane.h"
+#include "src/engine/swap.h"
 
 enum { MAX_SHAPE = 1 << 20, DEFAULT_CONTEXT = 4096, DEFAULT_BATCH = 512 };
 
@@ -180,6 +180,8 @@ yk_status yk_plan_draw(const yk_plan *plan, const yk_plan_subject *s, yk_plan_fo
     yk_status st = limits_to_show(&l, plan, &shape, s, &o, err);
     if (st == YK_OK)
         st = yk_plan_check(plan, &shape, &l, err);
+    if (st == YK_OK && o.policy == YK_POLICY_ADAPTIVE)
+        l.kept_bytes = yk_swap_bytes(plan, &shape);
     if (st == YK_OK)
         st = form == YK_PLAN_SVG ? yk_plan_svg(plan, &shape, s->machine, &l, &text, &n, err)
                                  : yk_plan_explain_text(plan, &shape, s->machine, &l, colour, &text, &n, err);
