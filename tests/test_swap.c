@@ -5,6 +5,7 @@
  * Tokens are repeated, so a layer chooses the same experts again and again, and the machine's figures make the CPU slow: experts of the host are worth
  * their copies. Logits are compared with those of the CPU alone (tests/tolerance.h, rows logits-lane; models with quantised weights run with plain C, see
  * test_hybrid.c). Behind every step each expert has to be in one place, with its own bytes. */
+#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,6 +60,7 @@ typedef struct test_run {
     uint32_t cancel; /* every so many steps one is cancelled first; 0: none */
     bool retry;      /* a step may fail; then it is run again */
     bool no_repack;
+    bool keep;       /* what earlier runs learned is there */
     uint32_t refuse; /* every so many copies of a swap are refused; 0: none */
     float *logits;   /* [MAX_ROWS][n_vocab] */
     /* out */
@@ -249,6 +251,40 @@ static int check_places(const bytes_of *b, const test_case *c, const yk_engine *
     return 0;
 }
 
+/* ---- what is kept ------------------------------------------------------------------------------------------------------------------------- */
+
+static char cache[4000];    /* XDG_CACHE_HOME */
+static uint32_t n_warnings; /* of statistics that are not used */
+
+static void count_warnings(void *user, yk_log_level level, const char *text)
+{
+    (void)user;
+    n_warnings += level == YK_LOG_WARN && strstr(text, "learned of experts is not used") != NULL;
+}
+
+enum { COUNT, REMOVE, DAMAGE };
+
+/* The files with statistics; how many there were. */
+static size_t files(int what)
+{
+    char pattern[4096];
+    glob_t g;
+    snprintf(pattern, sizeof pattern, "%s/yoke/experts-*.json", cache);
+    if (glob(pattern, 0, NULL, &g) != 0)
+        return 0;
+    for (size_t i = 0; i < g.gl_pathc && what != COUNT; i++) {
+        FILE *f = what == DAMAGE ? fopen(g.gl_pathv[i], "w") : NULL;
+        if (f) {
+            fputs("{\"format\": 1, \"shape_id\": \"", f);
+            fclose(f);
+        } else
+            remove(g.gl_pathv[i]);
+    }
+    const size_t n = g.gl_pathc;
+    globfree(&g);
+    return n;
+}
+
 /* ---- runs --------------------------------------------------------------------------------------------------------------------------------- */
 
 /* Tokens of each sequence in a step: a goes on token by token; b joins now and then, once with a prompt; c is a fork of a. */
@@ -346,6 +382,8 @@ static int run(const test_case *c, test_run *t)
     yk_device_table table;
     uint64_t last = 0;
     t->n_rows = t->n_failed = 0;
+    if (!t->keep)
+        files(REMOVE);
     t->first_swap = N_STEPS;
     if (open_run(&e, c, t, &err) != YK_OK)
         return fail(c->name, err.text);
@@ -400,30 +438,41 @@ static bool open_logits(test_run *t, size_t n, const test_case *c)
 
 /* ---- the tests ---------------------------------------------------------------------------------------------------------------------------- */
 
-static int test_model(size_t index, const char *backend, uint64_t *n_swaps)
+static int test_model(size_t index, const char *backend, uint64_t *n_swaps, uint32_t *n_earlier)
 {
     test_case c;
     bool there;
-    enum { CPU, PLAIN, STATIC, ADAPTIVE, AGAIN, CANCELLED, UNPACKED, N };
+    enum { CPU, PLAIN, STATIC, UNPACKED, AGAIN, CANCELLED, ADAPTIVE, WARM, DAMAGED, N };
     test_run t[N] = {[CPU] = {.device = "cpu"},
                      [STATIC] = {.policy = YK_POLICY_STATIC},
                      [ADAPTIVE] = {.policy = YK_POLICY_ADAPTIVE},
                      [AGAIN] = {.policy = YK_POLICY_ADAPTIVE},
                      [CANCELLED] = {.policy = YK_POLICY_ADAPTIVE, .cancel = 3},
+                     [WARM] = {.policy = YK_POLICY_ADAPTIVE, .keep = true},
+                     [DAMAGED] = {.policy = YK_POLICY_ADAPTIVE, .keep = true},
                      [UNPACKED] = {.policy = YK_POLICY_ADAPTIVE, .no_repack = true}};
     int bad = open_case(&c, index, backend, &there);
     if (bad || !there)
         return bad;
     if (!open_logits(t, N, &c))
         bad = fail(c.name, "no memory");
-    for (int i = 0; !bad && i < N; i++)
-        bad = run(&c, &t[i]);
+    for (int i = 0; !bad && i < N; i++) {
+        n_warnings = 0;
+        if (i == WARM && files(COUNT) != 1)
+            bad = fail(c.name, "one file of what was learned has to be there");
+        if (!bad && i == DAMAGED)
+            files(DAMAGE);
+        bad = bad || run(&c, &t[i]);
+        if (!bad && n_warnings != (i == DAMAGED))
+            bad = fail(c.name, "a warning for a damaged file, and no other");
+    }
     double d[2];
     const uint32_t other[2] = {difference(&c, &t[CPU], &t[PLAIN], &d[0]), difference(&c, &t[CPU], &t[ADAPTIVE], &d[1])};
     if (!bad)
-        printf("%s: %u rows, %llu swaps, the first behind step %u, %llu returns, %llu bytes kept; static %u rows with other "
+        printf("%s: %u rows, %llu swaps, the first behind step %u (warm: %u), %llu returns, %llu bytes kept; static %u rows "
+               "with other "
                "experts, the rest within %.2g, adaptive %u and %.2g\n",
-               c.name, t[CPU].n_rows, (unsigned long long)t[ADAPTIVE].stats.swaps, t[ADAPTIVE].first_swap,
+               c.name, t[CPU].n_rows, (unsigned long long)t[ADAPTIVE].stats.swaps, t[ADAPTIVE].first_swap, t[WARM].first_swap,
                (unsigned long long)t[ADAPTIVE].stats.returns, (unsigned long long)t[ADAPTIVE].stats.kept_bytes, other[0], d[0],
                other[1], d[1]);
     if (!bad && (other[0] > c.allowed || other[1] > c.allowed))
@@ -440,6 +489,11 @@ static int test_model(size_t index, const char *backend, uint64_t *n_swaps)
         bad = fail(c.name, "cancelled steps changed what followed");
     if (!bad && (t[UNPACKED].stats.swaps || strcmp(t[UNPACKED].stats.policy, "static") != 0))
         bad = fail(c.name, "swaps of experts that are not packed");
+    if (!bad && t[WARM].first_swap > t[ADAPTIVE].first_swap)
+        bad = fail(c.name, "the first swap came later when statistics were there");
+    if (!bad && !same_bits(&c, &t[ADAPTIVE], &t[DAMAGED]))
+        bad = fail(c.name, "a damaged file has changed something");
+    *n_earlier += t[WARM].first_swap < t[ADAPTIVE].first_swap;
     *n_swaps += t[ADAPTIVE].stats.swaps;
     for (int i = 0; i < N; i++)
         free(t[i].logits);
@@ -487,8 +541,12 @@ int main(int argc, char **argv)
     yk_modules *modules;
     yk_error err = {0};
     uint64_t n_swaps = 0;
+    uint32_t n_earlier = 0;
     if (argc < 3)
         return fail("arguments", "test_swap BACKEND WORK_FOLDER [fault]");
+    snprintf(cache, sizeof cache, "%s/swap-cache-%s-%ld", argv[2], argv[argc - 1], (long)getpid());
+    setenv("XDG_CACHE_HOME", cache, 1);
+    yk_log_set(count_warnings, NULL, YK_LOG_WARN);
     if (yk_modules_load(&modules, &(yk_modules_opts){.null_options = "compute"}, &err) != YK_OK)
         return fail("yk_modules_load", err.text);
     const bool there = yk_modules_find(modules, backend);
@@ -501,7 +559,8 @@ int main(int argc, char **argv)
     if (argc > 3)
         return test_faults();
     for (size_t i = 0; i < N_MODELS; i++)
-        if (test_model(i, backend, &n_swaps))
+        if (test_model(i, backend, &n_swaps, &n_earlier))
             return 1;
-    return n_swaps ? 0 : fail("the run as a whole", "nothing was swapped");
+    files(REMOVE);
+    return n_swaps && n_earlier ? 0 : fail("the run as a whole", "nothing was swapped, or never earlier with statistics");
 }

@@ -3,15 +3,20 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "src/base/file.h"
 #include "src/base/log.h"
+#include "src/engine/auto.h"
 #include "src/engine/stages.h"
 
 enum {
     RUNS = 2,          /* of a part: its equal units, and the last one where it is smaller */
     GRAIN = 4096,      /* pieces of a copy end at multiples of this */
     LEAST = 256 << 10, /* bytes that are worth a copy of their own */
-    FAILURES = 3       /* in a row, then nothing is swapped any more */
+    FAILURES = 3,      /* in a row, then nothing is swapped any more */
+    MAX_PATH = 4096,
+    MAX_FILE = 16 << 20
 };
 #define NOWHERE UINT32_MAX
 
@@ -35,6 +40,7 @@ struct yk_swap {
     yk_gpulane *l;
     yk_gpu_stream *up;
     yk_residency *policy;
+    char shape_id[17];
     uint32_t n_layers, n_experts; /* experts of a layer, the most */
     expert *experts;              /* [n_layers][n_experts] */
     bool *moves_layer;            /* [n_layers] */
@@ -98,6 +104,55 @@ static yk_status open_tables(yk_swap *s, yk_error *err)
     return YK_OK;
 }
 
+/* ---- what is kept for the next start ------------------------------------------------------------------------------------------------------ */
+
+/* A file for each model, beside the machine's. */
+static yk_status stats_path(const yk_swap *s, char path[MAX_PATH], yk_error *err)
+{
+    yk_model_info info;
+    char bytes[32];
+    yk_model_get_info(s->e->model, &info);
+    snprintf(bytes, sizeof bytes, "%" PRIu64, info.file_bytes);
+    const uint64_t h = yk_cache_hash(yk_cache_hash(yk_cache_hash(YK_CACHE_HASH, s->shape_id), info.name), bytes);
+    return yk_cache_file(path, MAX_PATH, "experts", h, err);
+}
+
+static void load_stats(yk_swap *s)
+{
+    char path[MAX_PATH], *text = NULL;
+    size_t n = 0;
+    struct stat file;
+    yk_error err = {0};
+    if (stats_path(s, path, &err) != YK_OK || stat(path, &file) != 0)
+        return;
+    yk_status st = S_ISREG(file.st_mode) ? yk_read_file(&text, &n, path, MAX_FILE, &err) /* opening a pipe would wait */
+                                         : yk_fail(&err, YK_ERR_INPUT, "it is no file");
+    if (st == YK_OK)
+        st = yk_residency_read(s->policy, s->shape_id, text, n, &err);
+    yk_free(text);
+    if (st == YK_OK)
+        yk_log(YK_LOG_INFO, "what was learned of experts: %s", path);
+    else
+        yk_log(YK_LOG_WARN, "what was learned of experts is not used, %s: %s", path, err.text);
+}
+
+static void save_stats(const yk_swap *s)
+{
+    char path[MAX_PATH], *text = NULL;
+    size_t n = 0;
+    yk_error err = {0};
+    yk_status st = stats_path(s, path, &err);
+    if (st == YK_OK)
+        st = yk_residency_write(s->policy, s->shape_id, &text, &n, &err);
+    if (st == YK_OK) {
+        yk_cache_folders(path);
+        st = yk_write_file(path, text, n, &err);
+    }
+    yk_free(text);
+    if (st != YK_OK)
+        yk_log(YK_LOG_INFO, "what was learned of experts is not kept: %s", err.text);
+}
+
 yk_status yk_swap_open(yk_swap **out, yk_gpulane *lane, const yk_plan *plan, const yk_shape *shape, const yk_machine *machine,
                        yk_error *err)
 {
@@ -118,6 +173,7 @@ yk_status yk_swap_open(yk_swap **out, yk_gpulane *lane, const yk_plan *plan, con
     s->n_layers = shape->n_layers;
     s->n_experts = shape->n_experts;
     s->n_used = shape->n_used;
+    memcpy(s->shape_id, shape->id, sizeof s->shape_id);
     yk_cost_init(&cost, machine, device, shape);
     yk_status st = open_tables(s, err);
     if (st == YK_OK)
@@ -127,6 +183,8 @@ yk_status yk_swap_open(yk_swap **out, yk_gpulane *lane, const yk_plan *plan, con
     *out = s;
     if (st != YK_OK || !n_moving)
         yk_swap_close(out);
+    else
+        load_stats(s);
     return st;
 }
 
@@ -139,6 +197,8 @@ void yk_swap_close(yk_swap **swap)
         s->l->t->stream_sync(s->up);
         s->l->t->stream_close(s->up);
     }
+    if (s->policy && yk_residency_get(s->policy).tokens)
+        save_stats(s);
     yk_residency_close(&s->policy);
     yk_free(s->experts);
     yk_free(s->moves_layer);

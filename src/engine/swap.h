@@ -10,6 +10,8 @@
  *
  * Steps of up to 32 tokens count as a token each: of several tokens one is looked at, in turn. Prefill is not looked at, and copies nothing.
  *
+ * What was learned is kept in the user's cache when the engine closes, beside the machine's measurement, a file for each model, and read by the next start.
+ *
  * A copy that fails does not fail its step: it is made again from its beginning with the next one; after some failures in a row experts stay where they are. */
 #ifndef YK_ENGINE_SWAP_H
 #define YK_ENGINE_SWAP_H
