@@ -10,7 +10,7 @@
  *   device: read         the highest product rate at one token
  *   attention_flops      (of CPU and devices) two operations per weight of the prefill rate of the fastest type
  *   link to host         as link to device
- *   overlap              CPU and link together get the read rate; each is sure of half, and has what the other does not take (pair.h)
+ *   overlap              together at most the read rate, each is sure of half; what copies cost the CPU goes with their bytes (pair.h)
  *   hand_off, launch, latencies, fixed cost   on a device 20, 5, 10, 10 us; the fixed cost of the CPU: 0
  *   prompt (by type)     the token buckets, and the prefill rate beyond the last
  *   down (by type)       as rows; of 2 units: as of 8

@@ -10,20 +10,23 @@ typedef struct yk_pair {
 } yk_pair;
 
 /* Speeds (1: as if alone) of a CPU and a link that would read so many bytes/s alone, both > 0. Measured: the CPU gets at most
- * what it had beside copies, the link is slowed as far as the CPU really reads. Not measured: when both ask for more than there
- * is, each is sure of half, and what one does not take of its half is the other's. */
+ * what it had beside copies, the link is slowed as far as the CPU really reads. Not measured: each is sure of half of the memory.
+ * A CPU that asks for less leaves the rest to the link. One that asks for more loses to a link in proportion to what the link
+ * reads, down to half beside a link of half or more: so many bytes of copies cost it the same, however fast they are. */
 static inline void yk_pair_speeds(const yk_pair *p, double cpu, double link, double *cpu_speed, double *link_speed)
 {
+    const double half = p->memory / 2;
     *cpu_speed = *link_speed = 1;
     if (p->cpu > 0) {
         const double demand = cpu / p->cpu;
         *cpu_speed = demand > 1 ? 1 / demand : 1;
         *link_speed = 1 / (1 + (p->link_slow - 1) * (demand < 1 ? demand : 1));
-    } else if (p->memory > 0 && cpu + link > p->memory) {
-        const double half = p->memory / 2, least = cpu < link ? cpu : link, small = least < half ? least : half;
-        *cpu_speed = (cpu <= link ? small : p->memory - small) / cpu;
-        *link_speed = (cpu <= link ? p->memory - small : small) / link;
-    }
+    } else if (cpu > half && half > 0) {
+        const double alone = cpu < p->memory ? cpu : p->memory, beside = link < half ? link : half;
+        *cpu_speed = (alone - (alone - half) * beside / half) / cpu;
+        *link_speed = beside / link;
+    } else if (half > 0 && cpu + link > p->memory)
+        *link_speed = (p->memory - cpu) / link;
 }
 
 #endif
