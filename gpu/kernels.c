@@ -145,16 +145,85 @@ void yk_k_call_rope_kv(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_rope_kv *
     cost(c, values * 8, values * 8);
 }
 
+/* Shapes of attention.k.h: rows of a tile, positions of a split. */
+enum { ATT_ROWS = 16, ATT_VALUES = 2048, ATTEND_ROWS = 8, ATTEND_VALUES = 1024, ATT_SPLIT = 128, ATT_SPLITS = 32 };
+
+static uint32_t padded(uint32_t head_dim)
+{
+    return (head_dim + 3) / 4 * 4;
+}
+
+/* Query heads of a KV head in a group, evenly where they are more than it takes. */
+static uint32_t heads_of_group(uint32_t n_heads, uint32_t n_kv_heads, uint32_t rows)
+{
+    const uint32_t share = n_heads / n_kv_heads;
+    return ceil_div(share, ceil_div(share, rows));
+}
+
+static uint32_t attend_rows(uint32_t head_dim)
+{
+    const uint32_t rows = ATTEND_VALUES / padded(head_dim);
+    return rows < ATTEND_ROWS ? rows : ATTEND_ROWS;
+}
+
+static uint32_t tile_rows(uint32_t head_dim)
+{
+    const uint32_t rows = ATT_VALUES / padded(head_dim);
+    return rows < ATT_ROWS ? rows : ATT_ROWS;
+}
+
+uint32_t yk_k_attention_tile(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim)
+{
+    return tile_rows(head_dim) / heads_of_group(n_heads, n_kv_heads, tile_rows(head_dim));
+}
+
+uint32_t yk_k_attention_tiles(uint32_t *tiles, uint32_t first, uint32_t n, uint32_t tokens)
+{
+    uint32_t count = 0;
+    for (uint32_t t = 0; t < n; t += tokens, count++) {
+        tiles[2 * count] = first + t;
+        tiles[2 * count + 1] = n - t < tokens ? n - t : tokens;
+    }
+    return count;
+}
+
+uint32_t yk_k_attention_splits(uint32_t pos, uint32_t window, uint32_t head_dim)
+{
+    const uint32_t dims = padded(head_dim), chunk = dims <= 128 ? 32 : dims <= 256 ? 16 : 8;
+    const uint32_t first = window && pos + 1 > window ? pos + 1 - window : 0, n = pos + 1 - first / chunk * chunk;
+    uint64_t len = ATT_SPLIT;
+    while (len * ATT_SPLITS < n)
+        len *= 2;
+    return (uint32_t)((n + len - 1) / len);
+}
+
+uint64_t yk_k_attention_part_bytes(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t context)
+{
+    const uint32_t share = n_heads / n_kv_heads, most = ceil_div(context, ATT_SPLIT),
+                   splits = most < ATT_SPLITS ? most : ATT_SPLITS;
+    uint64_t rows = 0; /* of all groups: heads do not always fill them */
+    for (int attend = 0; attend < 2; attend++) {
+        const uint32_t heads = heads_of_group(n_heads, n_kv_heads, attend ? attend_rows(head_dim) : tile_rows(head_dim));
+        const uint64_t all = (uint64_t)n_kv_heads * ceil_div(share, heads) * heads;
+        rows = all > rows ? all : rows;
+    }
+    return rows * splits * (padded(head_dim) + 4) * sizeof(float);
+}
+
 void yk_k_call_attend(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attend *a)
 {
     const yk_k_rope_kv *o = &a->rope;
+    const uint32_t heads = heads_of_group(o->n_heads, o->n_kv_heads, attend_rows(o->head_dim)),
+                   pieces = ceil_div(o->n_heads / o->n_kv_heads, heads);
     const uint64_t seen = (uint64_t)o->n * a->mean_positions * o->head_dim, values = (uint64_t)o->n * o->n_heads * o->head_dim;
-    begin(c, kernel, o->n_heads, o->n, 1);
+    begin(c, kernel, o->n_kv_heads * pieces, o->n, a->n_splits ? a->n_splits : 1);
     heads_in(c, o);
     mem(c, a->sinks);
     mem(c, o->kv.kv);
     mem(c, a->out);
     q8(c, &a->q8);
+    mem(c, a->part);
+    mem(c, a->arrived);
     num(c, o->qkv_stride);
     num(c, a->out_stride);
     num(c, o->n_heads);
@@ -167,22 +236,28 @@ void yk_k_call_attend(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attend *a)
     num(c, o->kv.v_bytes);
     num(c, o->kv.table_stride);
     num(c, (o->pairing == YK_ROPE_HALVES ? 1u : 0u) | (o->kv.f16 ? 2u : 0u) | (o->full_norm ? 4u : 0u));
+    num(c, heads);
     real(c, a->scale);
-    cost(c, seen * o->n_kv_heads * (o->kv.f16 ? 4 : 8) + values * 16, seen * o->n_heads * 4 + values * 24);
+    cost(c, seen * o->n_kv_heads * pieces * (o->kv.f16 ? 4 : 8) + values * (16 + (a->n_splits > 1 ? 8 * a->n_splits : 0)),
+         seen * o->n_heads * 4 + values * 24);
 }
 
 void yk_k_call_attention(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attention *a)
 {
-    const uint64_t seen = (uint64_t)a->n * a->mean_positions * a->head_dim;
-    begin(c, kernel, a->n_heads, a->n, a->n_splits ? a->n_splits : 1);
+    const uint32_t heads = heads_of_group(a->n_heads, a->n_kv_heads, tile_rows(a->head_dim)),
+                   pieces = ceil_div(a->n_heads / a->n_kv_heads, heads);
+    const uint64_t seen = (uint64_t)a->mean_positions * a->head_dim, values = (uint64_t)a->n * a->n_heads * a->head_dim;
+    begin(c, kernel, a->n_kv_heads * pieces, a->n_tiles, a->n_splits ? a->n_splits : 1);
     mem(c, a->q);
     mem(c, a->kv.kv);
     mem(c, a->pos);
     mem(c, a->seq);
     mem(c, a->kv.table);
     mem(c, a->sinks);
+    mem(c, a->tiles);
     mem(c, a->out);
     mem(c, a->part);
+    mem(c, a->arrived);
     num(c, a->q_stride);
     num(c, a->out_stride);
     num(c, a->n_heads);
@@ -192,22 +267,10 @@ void yk_k_call_attention(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attenti
     num(c, a->kv.block_bytes);
     num(c, a->kv.v_bytes);
     num(c, a->kv.table_stride);
-    num(c, a->kv.f16 ? 2u : 0u);
+    num(c, (a->kv.f16 ? 2u : 0u) | (a->n_splits > 1 ? 8u : 0u));
+    num(c, heads);
     real(c, a->scale);
-    cost(c, seen * a->n_kv_heads * (a->kv.f16 ? 4 : 8), seen * a->n_heads * 4);
-}
-
-void yk_k_call_attention_join(yk_k_call *c, yk_gpu_kernel *kernel, const yk_k_attention *a)
-{
-    const uint64_t values = (uint64_t)a->n * a->n_heads * a->n_splits * (a->head_dim + 2);
-    begin(c, kernel, a->n_heads, a->n, 1);
-    mem(c, a->part);
-    mem(c, a->sinks);
-    mem(c, a->out);
-    num(c, a->n_splits);
-    num(c, a->out_stride);
-    num(c, a->head_dim);
-    cost(c, values * 4, values * 2);
+    cost(c, a->n_tiles * seen * a->n_kv_heads * pieces * (a->kv.f16 ? 4 : 8) + values * 8, a->n * seen * a->n_heads * 4);
 }
 
 /* By type: names of "matvec_TYPE", "matmul_TYPE", "embed_TYPE" and "list_TYPE". */

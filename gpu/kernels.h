@@ -110,6 +110,8 @@ typedef struct yk_k_attend {
     yk_gpu_mem sinks;  /* as attention's */
     yk_gpu_mem out;    /* f32 [n][out_stride] */
     yk_k_q8 q8;        /* optional: out rounded, head_dim a multiple of 32 */
+    yk_gpu_mem part, arrived; /* as attention's */
+    uint32_t n_splits;        /* the most that a token has */
     uint32_t out_stride, window;
     uint32_t mean_positions; /* for the cost only */
     float scale;
@@ -117,21 +119,29 @@ typedef struct yk_k_attend {
 void yk_k_call_attend(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attend *a);
 
 /* "attention": token t sees positions max(0, pos + 1 - window) .. pos (window 0: all) of its sequence; those must have been
- * written. n_splits > 1 cuts the positions into as many ranges, computed at the same time; results go to `part` and
- * "attention_join" must follow. */
+ * written. Tokens are grouped to tiles of up to yk_k_attention_tile consecutive ones of a sequence, which read K and V
+ * together. With n_splits > 1 the positions of each tile of one token are cut into ranges, computed at the same time, as many
+ * as yk_k_attention_splits says; n_splits is the most of them. */
 typedef struct yk_k_attention {
     yk_gpu_mem q;        /* f32 [n][q_stride], rotated */
     yk_gpu_mem pos, seq; /* u32 [n] */
     yk_gpu_mem sinks;    /* optional f32 [n_heads] */
+    yk_gpu_mem tiles;    /* u32 [n_tiles][2]: first token, tokens */
     yk_gpu_mem out;      /* f32 [n][out_stride] */
-    yk_gpu_mem part;     /* with splits: f32 [n][n_heads][n_splits][head_dim + 2] */
-    yk_k_kv kv;
-    uint32_t n, n_splits, q_stride, out_stride, n_heads, n_kv_heads, head_dim, window;
+    yk_gpu_mem part;     /* with splits: n_tiles times yk_k_attention_part_bytes, 16-byte aligned */
+    yk_gpu_mem arrived;  /* with splits: u32 [n_tiles][n_heads], 0 before the launch and behind it */
+    yk_k_kv kv;          /* 16-byte aligned */
+    uint32_t n, n_tiles, n_splits, q_stride, out_stride, n_heads, n_kv_heads, head_dim, window;
     uint32_t mean_positions; /* for the cost only */
     float scale;
 } yk_k_attention;
 void yk_k_call_attention(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attention *a);
-void yk_k_call_attention_join(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_attention *a);
+/* Tokens of a tile, at most; those of a sequence, tokens first .. first + n - 1, as tiles: how many, at most n. */
+uint32_t yk_k_attention_tile(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim);
+uint32_t yk_k_attention_tiles(uint32_t *tiles, uint32_t first, uint32_t n, uint32_t tokens);
+/* Splits of a token at a position: of the depth and head_dim alone. Room that a token's take up to `context` positions. */
+uint32_t yk_k_attention_splits(uint32_t pos, uint32_t window, uint32_t head_dim);
+uint64_t yk_k_attention_part_bytes(uint32_t n_heads, uint32_t n_kv_heads, uint32_t head_dim, uint32_t context);
 
 /* The kernel for n tokens: "matvec_TYPE" or, for many, "matmul_TYPE"; both have the same bits. NULL for types that are no weights. */
 const char *yk_k_matvec_name(yk_type type, uint32_t n);

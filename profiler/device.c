@@ -35,7 +35,7 @@ typedef struct bench {
     yk_gpu *gpu;
     yk_gpu_stream *stream[N_STREAMS];
     yk_gpu_event *event[N_STREAMS][2];
-    yk_gpu_mem weights, x, y, pos, table;
+    yk_gpu_mem weights, x, y, pos, table, tiles, part, arrived; /* the last three of attention */
     yk_k_q8 q8;
     yk_gpu_kernel *kernel[2][YK_TYPE_LIMIT], *attention, *sigmoid; /* products: for few and for many tokens */
     uint64_t weight_bytes, host_bytes;
@@ -138,6 +138,11 @@ static yk_status pass_product(yk_item *it, double x, yk_pass *out, yk_error *err
     return pass_work(it->lane, &w, out);
 }
 
+static uint32_t tile_tokens(void)
+{
+    return yk_k_attention_tile(YK_PROFILE_HEADS, YK_PROFILE_KV_HEADS, YK_PROFILE_HEAD_DIM);
+}
+
 static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *err)
 {
     (void)err;
@@ -153,6 +158,7 @@ static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *e
         GPU(stream_sync(b->stream[UP]), "a copy to the device");
         b->depth = depth;
     }
+    const uint64_t one = 2 * PREFILL_TOKENS * sizeof(uint32_t); /* behind the tiles of a prompt: one of one token */
     const yk_k_attention a = {
         .q = b->x,
         .pos = b->pos,
@@ -164,8 +170,12 @@ static yk_status pass_attention(yk_item *it, double x, yk_pass *out, yk_error *e
                .v_bytes = KV_BYTES * YK_K_KV_BLOCK / 2,
                .table_stride = (uint32_t)(most / YK_K_KV_BLOCK),
                .f16 = true},
+        .tiles = it->n == 1 ? (yk_gpu_mem){b->tiles.handle, b->tiles.offset + one, b->tiles.bytes - one} : b->tiles,
+        .part = b->part,
+        .arrived = b->arrived,
         .n = it->n,
-        .n_splits = 1,
+        .n_tiles = (it->n + tile_tokens() - 1) / tile_tokens(),
+        .n_splits = it->n == 1 ? yk_k_attention_splits(depth - 1, 0, YK_PROFILE_HEAD_DIM) : 1,
         .q_stride = YK_PROFILE_COLS,
         .out_stride = YK_PROFILE_COLS,
         .n_heads = YK_PROFILE_HEADS,
@@ -637,6 +647,7 @@ static yk_status reserve_host(bench *b)
 
 static yk_status reserve(bench *b)
 {
+    uint32_t tiles[2 * (PREFILL_TOKENS + 1)] = {[2 * PREFILL_TOKENS + 1] = 1};
     const uint64_t n = (uint64_t)YK_PROFILE_TOKENS * YK_PROFILE_COLS, blocks = b->weight_bytes / KV_BYTES / YK_K_KV_BLOCK;
     const struct {
         yk_gpu_mem *mem;
@@ -647,7 +658,10 @@ static yk_status reserve(bench *b)
                  {&b->q8.scale, n / 32 * sizeof(float)},
                  {&b->q8.sum, n / 16 * sizeof(int16_t)},
                  {&b->pos, 2 * PREFILL_TOKENS * sizeof(uint32_t)},
-                 {&b->table, blocks * sizeof(uint32_t)}};
+                 {&b->table, blocks * sizeof(uint32_t)},
+                 {&b->tiles, sizeof tiles},
+                 {&b->part, yk_k_attention_part_bytes(YK_PROFILE_HEADS, YK_PROFILE_KV_HEADS, YK_PROFILE_HEAD_DIM, UINT32_MAX)},
+                 {&b->arrived, YK_PROFILE_HEADS * sizeof(uint32_t)}};
     YK_TRY(reserve_host(b));
     GPU(mem_alloc(b->gpu, YK_MEM_WEIGHTS, b->weight_bytes, &b->weights), "memory");
     for (uint64_t at = 0; at < b->weight_bytes; at += b->host_bytes) {
@@ -656,7 +670,9 @@ static yk_status reserve(bench *b)
     }
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         GPU(mem_alloc(b->gpu, YK_MEM_ACTIVATION, parts[i].bytes, parts[i].mem), "memory");
-        GPU(fill(b->stream[COMPUTE], *parts[i].mem, parts[i].mem == &b->pos ? 0 : 0x3c, parts[i].bytes), "a fill");
+        GPU(fill(b->stream[COMPUTE], *parts[i].mem, parts[i].mem == &b->pos || parts[i].mem == &b->arrived ? 0 : 0x3c,
+                 parts[i].bytes),
+            "a fill");
     }
     GPU(stream_sync(b->stream[COMPUTE]), "a fill");
     uint32_t *ids = yk_alloc(YK_MEM_RUNTIME, blocks, sizeof *ids);
@@ -666,7 +682,8 @@ static yk_status reserve(bench *b)
         ids[i] = i;
     const yk_status st = upload(b, b->table, ids, blocks * sizeof *ids);
     yk_free(ids);
-    return st;
+    yk_k_attention_tiles(tiles, 0, PREFILL_TOKENS, tile_tokens());
+    return st == YK_OK ? upload(b, b->tiles, tiles, sizeof tiles) : st;
 }
 
 /* The types asked for that the device has; Q8_0 when it has none of them. */
@@ -721,7 +738,8 @@ static yk_status measure(bench *b)
 /* Everything else ends with the device. */
 static void close_bench(bench *b)
 {
-    yk_gpu_mem *const mem[] = {&b->x, &b->y, &b->q8.q, &b->q8.scale, &b->q8.sum, &b->pos, &b->table};
+    yk_gpu_mem *const mem[] = {&b->x,   &b->y,     &b->q8.q,  &b->q8.scale, &b->q8.sum,
+                               &b->pos, &b->table, &b->tiles, &b->part,     &b->arrived};
     if (!b->gpu)
         return;
     b->t->box_post(b->gpu, BOX_TO_DEVICE, UINT32_MAX);

@@ -268,14 +268,14 @@ static yk_gpu_mem numbers(uint32_t n, uint32_t step)
 
 static void attend_case(void)
 {
-    enum { N = 3, HEADS = 4, POSITIONS = 80 };
+    enum { N = 2, HEADS = 4, POSITIONS = 144 };
     yk_k_call c;
     used = 0;
     const yk_k_attend one = {.rope = {.qkv = floats(N * 8 * 64),
                                       .q_norm = floats(64),
                                       .k_norm = floats(64),
                                       .cs = floats(POSITIONS * 64),
-                                      .pos = numbers(N, 37),
+                                      .pos = numbers(N, 140),
                                       .seq = numbers(N, 1),
                                       .kv = {.kv = floats(N * POSITIONS * 2 * 2 * 64),
                                              .table = numbers(N * POSITIONS / 16, 1),
@@ -293,6 +293,9 @@ static void attend_case(void)
                              .sinks = floats(HEADS),
                              .out = floats(N * HEADS * 64),
                              .q8 = {.q = floats(N * HEADS * 16), .scale = floats(N * HEADS * 2), .sum = floats(N * HEADS * 2)},
+                             .part = floats(N * (uint32_t)yk_k_attention_part_bytes(HEADS, 2, 64, POSITIONS) / 4),
+                             .arrived = numbers(N * HEADS, 0),
+                             .n_splits = yk_k_attention_splits(140, 0, 64),
                              .out_stride = HEADS * 64,
                              .scale = 0.125f};
     yk_k_call_attend(&c, NULL, &one);
@@ -337,19 +340,21 @@ static void test_dialect(void **state)
                                   .renorm = true});
     both("route", &c);
     used = 0;
+    const yk_gpu_mem pair = numbers(4, 0);
+    memcpy(given + pair.offset, (const uint32_t[]){0, 1, 1, 2}, 16);
     const yk_k_attention at = {.q = floats(N * HEADS * DIM),
                                .pos = numbers(N, 37),
                                .seq = numbers(N, 0),
                                .sinks = floats(HEADS),
                                .out = floats(N * HEADS * DIM),
-                               .part = floats(N * HEADS * 2 * (DIM + 2)),
+                               .tiles = pair,
                                .kv = {.kv = floats(POSITIONS * 2 * 2 * DIM),
                                       .table = numbers(POSITIONS / 16, 1),
                                       .block_bytes = 16 * 2 * 2 * DIM * 4,
                                       .v_bytes = 16 * 2 * DIM * 4,
                                       .table_stride = 5},
                                .n = N,
-                               .n_splits = 2,
+                               .n_tiles = 2,
                                .q_stride = HEADS * DIM,
                                .out_stride = HEADS * DIM,
                                .n_heads = HEADS,
@@ -358,8 +363,6 @@ static void test_dialect(void **state)
                                .scale = 0.2f};
     yk_k_call_attention(&c, NULL, &at);
     both("attention", &c);
-    yk_k_call_attention_join(&c, NULL, &at);
-    both("attention_join", &c);
     attend_case();
     /* F32 panels: any bytes are weights. */
     used = 0;

@@ -16,10 +16,12 @@
 #include "tests/gpu_rig.h"
 #include "tests/tolerance.h"
 
-enum { N_SEQS = 3, MAX_BLOCKS = 24, POOL = 60, MAX_TOKENS = 12 };
+enum { N_SEQS = 3, MAX_BLOCKS = 320, MAX_TOKENS = 12, DEEP = 3 }; /* DEEP: the token whose position is changed */
 
 static yk_rig rig;
 static const yk_ops *ops;
+static const uint8_t zeros[4096];
+static uint32_t n_pool = 60; /* KV blocks: as many as keep apart those of a case that writes */
 
 typedef struct shape {
     uint32_t n_heads, n_kv, head_dim, n_rot;
@@ -34,6 +36,9 @@ static const shape shapes[] = {
     {6, 3, 80, 40, YK_ROPE_HALVES, YK_QK_NORM_FULL, true, false},
     {2, 2, 34, 20, YK_ROPE_ADJACENT, YK_QK_NORM_FULL, false, true},
     {3, 1, 16, 16, YK_ROPE_HALVES, YK_QK_NORM_HEAD, true, false},
+    {5, 5, 31, 20, YK_ROPE_HALVES, YK_QK_NORM_NONE, false, false},
+    {36, 2, 64, 64, YK_ROPE_HALVES, YK_QK_NORM_NONE, false, true},
+    {6, 1, 512, 64, YK_ROPE_HALVES, YK_QK_NORM_HEAD, false, true},
     {2, 1, 256, 64, YK_ROPE_HALVES, YK_QK_NORM_NONE, true, true},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
@@ -51,14 +56,14 @@ static pool pool_new(const shape *s)
     p.half = s->n_kv * YK_K_KV_BLOCK * s->head_dim * p.elem;
     p.layer = 2 * p.half;
     p.block = 3 * p.layer;
-    p.data = malloc((size_t)POOL * p.block);
-    for (size_t i = 0; i < (size_t)POOL * p.block / p.elem; i++) {
+    p.data = malloc((size_t)n_pool * p.block);
+    for (size_t i = 0; i < (size_t)n_pool * p.block / p.elem; i++) {
         const float v = yk_rig_float(&rig);
         const uint16_t h = yk_f32_to_f16(v);
         memcpy(p.data + i * p.elem, s->f16 ? (const void *)&h : (const void *)&v, p.elem);
     }
     for (uint32_t i = 0; i < N_SEQS * MAX_BLOCKS; i++)
-        p.table[i] = (i * 37 + 11) % POOL;
+        p.table[i] = (i * 37 + 11) % n_pool;
     return p;
 }
 
@@ -87,7 +92,7 @@ static yk_k_kv kv_args(const pool *p, const shape *s, yk_gpu_mem mem, yk_gpu_mem
 
 /* Tokens of one step: positions of a sequence follow each other. */
 static const uint32_t seqs[MAX_TOKENS] = {1, 1, 1, 0, 2, 2, 2, 2, 2, 2, 2, 2};
-static const uint32_t positions[MAX_TOKENS] = {0, 1, 2, 300, 13, 14, 15, 16, 17, 18, 19, 20};
+static uint32_t positions[MAX_TOKENS] = {0, 1, 2, 300, 13, 14, 15, 16, 17, 18, 19, 20};
 
 /* One head (vec) of a token as double: bias, norm, rotation. The magnitude that errors scale with goes to *size. */
 typedef struct source {
@@ -177,7 +182,7 @@ static void rope_case(const shape *s)
     a.pos = yk_rig_in(&rig, positions, sizeof positions);
     a.seq = yk_rig_in(&rig, seqs, sizeof seqs);
     a.q_out = yk_rig_out(&rig, NULL, (uint64_t)n * a.q_stride * 4);
-    const yk_gpu_mem kv = yk_rig_out(&rig, p.data, (uint64_t)POOL * p.block);
+    const yk_gpu_mem kv = yk_rig_out(&rig, p.data, (uint64_t)n_pool * p.block);
     a.kv = kv_args(&p, s, kv, yk_rig_in(&rig, p.table, sizeof p.table));
     yk_k_call c;
     yk_k_call_rope_kv(&c, yk_rig_kernel(&rig, "rope_kv"), &a);
@@ -209,7 +214,7 @@ static void rope_case(const shape *s)
             }
         }
     }
-    assert_memory_equal(got_kv, p.data, (size_t)POOL * p.block); /* other positions, layers and blocks are as they were */
+    assert_memory_equal(got_kv, p.data, (size_t)n_pool * p.block); /* other positions, layers and blocks are as they were */
     free(qkv);
     free(b);
     free(norm);
@@ -293,19 +298,49 @@ static void attention_cpu(const shape *s, const pool *p, const float *q, uint32_
     free(scores);
 }
 
-static void attention_case(const shape *s, uint32_t window, bool sinks, uint32_t n_splits)
+/* Tiles of the tokens above, of one token each or as many as there may be; the most splits of a token. */
+static uint32_t make_tiles(const shape *s, bool single, uint32_t window, uint32_t *tiles, uint32_t *n_splits)
+{
+    const uint32_t per = single ? 1 : yk_k_attention_tile(s->n_heads, s->n_kv, s->head_dim);
+    uint32_t n_tiles = 0;
+    assert_true(per > 0 && per <= 16);
+    for (uint32_t t = 0, next; t < MAX_TOKENS; t = next) {
+        for (next = t + 1; next < MAX_TOKENS && seqs[next] == seqs[t]; next++)
+            ;
+        n_tiles += yk_k_attention_tiles(tiles + 2 * n_tiles, t, next - t, per);
+    }
+    *n_splits = 1;
+    for (uint32_t t = 0; t < MAX_TOKENS && single; t++) {
+        const uint32_t splits = yk_k_attention_splits(positions[t], window, s->head_dim);
+        *n_splits = splits > *n_splits ? splits : *n_splits;
+    }
+    return n_tiles;
+}
+
+static bool all_zero(const uint8_t *p, size_t n)
+{
+    size_t i = 0;
+    while (i < n && !p[i])
+        i++;
+    return i == n;
+}
+
+static void attention_case(const shape *s, uint32_t window, bool sinks, bool split)
 {
     const uint32_t n = MAX_TOKENS, hd = s->head_dim, n_q = s->n_heads * hd;
-    float *q = malloc((size_t)n * n_q * 4), sink[16], *cpu = malloc(hd * 4);
+    float *q = malloc((size_t)n * n_q * 4), sink[64], *cpu = malloc(hd * 4);
     double *truth = malloc(hd * sizeof *truth), *size = malloc(hd * sizeof *size);
     for (uint32_t i = 0; i < n * n_q; i++)
         q[i] = yk_rig_float(&rig) * 3;
-    yk_rig_floats(&rig, sink, 16);
+    yk_rig_floats(&rig, sink, 64);
     sink[1] = 30.0f; /* above all scores */
     pool p = pool_new(s);
-    yk_rig_case(&rig, "attention heads=%u/%u head_dim=%u window=%u sinks=%d splits=%u", s->n_heads, s->n_kv, hd, window, sinks,
-                n_splits);
+    uint32_t tiles[2 * MAX_TOKENS], n_splits;
+    const uint32_t n_tiles = make_tiles(s, split, window, tiles, &n_splits);
+    yk_rig_case(&rig, "attention heads=%u/%u head_dim=%u window=%u sinks=%d tiles=%u splits=%u up to position %u", s->n_heads,
+                s->n_kv, hd, window, sinks, n_tiles, n_splits, positions[DEEP]);
     yk_k_attention a = {.n = n,
+                        .n_tiles = n_tiles,
                         .n_splits = n_splits,
                         .q_stride = n_q,
                         .out_stride = n_q + 2,
@@ -317,16 +352,19 @@ static void attention_case(const shape *s, uint32_t window, bool sinks, uint32_t
     a.q = yk_rig_in(&rig, q, (uint64_t)n * n_q * 4);
     a.pos = yk_rig_in(&rig, positions, sizeof positions);
     a.seq = yk_rig_in(&rig, seqs, sizeof seqs);
-    a.kv = kv_args(&p, s, yk_rig_in(&rig, p.data, (uint64_t)POOL * p.block), yk_rig_in(&rig, p.table, sizeof p.table));
+    a.kv = kv_args(&p, s, yk_rig_in(&rig, p.data, (uint64_t)n_pool * p.block), yk_rig_in(&rig, p.table, sizeof p.table));
     if (sinks)
         a.sinks = yk_rig_in(&rig, sink, s->n_heads * 4);
     a.out = yk_rig_out(&rig, NULL, (uint64_t)n * a.out_stride * 4);
+    a.tiles = yk_rig_in(&rig, tiles, (uint64_t)n_tiles * 8);
     if (n_splits > 1)
-        a.part = yk_rig_out(&rig, NULL, (uint64_t)n * s->n_heads * n_splits * (hd + 2) * 4);
-    yk_k_call c[2];
-    yk_k_call_attention(&c[0], yk_rig_kernel(&rig, "attention"), &a);
-    yk_k_call_attention_join(&c[1], yk_rig_kernel(&rig, "attention_join"), &a);
-    yk_rig_run(&rig, c, n_splits > 1 ? 2 : 1);
+        a.part = yk_rig_out(&rig, NULL, n_tiles * yk_k_attention_part_bytes(s->n_heads, s->n_kv, hd, positions[DEEP] + 1));
+    if (n_splits > 1)
+        a.arrived = yk_rig_out(&rig, zeros, (uint64_t)n_tiles * s->n_heads * 4);
+    yk_k_call c;
+    yk_k_call_attention(&c, yk_rig_kernel(&rig, "attention"), &a);
+    yk_rig_run(&rig, &c, 1);
+    assert_true(n_splits == 1 || all_zero(yk_rig_got(&rig, a.arrived), (size_t)n_tiles * s->n_heads * 4));
     const double rel = yk_tolerance_find("attention", "")->rel;
     for (uint32_t t = 0; t < n; t++) {
         for (uint32_t h = 0; h < s->n_heads; h++) {
@@ -351,21 +389,27 @@ static void test_attention(void **state)
 {
     (void)state;
     for (uint32_t i = 0; i < N_SHAPES; i++) {
-        attention_case(&shapes[i], 0, i & 1, 1);
-        attention_case(&shapes[i], i & 1 ? 37 : 128, !(i & 1), 1);
-        attention_case(&shapes[i], i & 1 ? 0 : 17, i & 2, 3); /* more splits than short sequences have chunks */
+        attention_case(&shapes[i], 0, i & 1, false);
+        attention_case(&shapes[i], i & 1 ? 37 : 128, !(i & 1), false);
+        attention_case(&shapes[i], i & 1 ? 0 : 141, i & 2, true);
+    }
+    for (uint32_t i = 0; i < N_SHAPES; i += 3) { /* more than 32 splits of 128 */
+        const uint32_t before = positions[DEEP];
+        positions[DEEP] = 4100 + 37 * i;
+        attention_case(&shapes[i], 0, i & 1, true);
+        positions[DEEP] = before;
     }
 }
 
 /* attend has the bits of rope_kv and attention, of quantise too, and changes what rope_kv changes. */
 static void attend_case(const shape *s, uint32_t window, bool sinks)
 {
-    enum { CONTEXT = 320 };
-    static const uint32_t last[] = {4, 0, 2}; /* the last token of each sequence, in any order */
+    enum { CONTEXT = 4608 };
+    static const uint32_t last[] = {4, DEEP, 2}; /* tokens whose positions it has */
     const uint32_t n = sizeof last / sizeof *last, hd = s->head_dim, n_q = s->n_heads * hd, n_kv = s->n_kv * hd,
                    stride = n_q + 2 * n_kv + 3;
     float *qkv = malloc((size_t)n * stride * 4), *b = malloc((size_t)(n_q + 2 * n_kv) * 4),
-          *norm = malloc((size_t)(n_q + n_kv) * 4), *cs = malloc((size_t)CONTEXT * s->n_rot * 4), sink[16];
+          *norm = malloc((size_t)(n_q + n_kv) * 4), *cs = malloc((size_t)CONTEXT * s->n_rot * 4), sink[64];
     uint32_t pos[3], seq[3];
     for (uint32_t t = 0; t < n; t++) {
         pos[t] = positions[last[t]];
@@ -374,29 +418,36 @@ static void attend_case(const shape *s, uint32_t window, bool sinks)
     yk_rig_floats(&rig, qkv, (size_t)n * stride);
     yk_rig_floats(&rig, b, n_q + 2 * n_kv);
     yk_rig_floats(&rig, norm, n_q + n_kv);
-    yk_rig_floats(&rig, sink, 16);
+    yk_rig_floats(&rig, sink, 64);
     for (uint32_t i = 0; i < CONTEXT * s->n_rot / 2; i++) {
         cs[2 * i] = (float)cos(0.01 * i);
         cs[2 * i + 1] = (float)sin(0.01 * i);
     }
     pool p = pool_new(s);
-    yk_rig_case(&rig, "attend heads=%u/%u head_dim=%u norm=%d window=%u sinks=%d", s->n_heads, s->n_kv, hd, s->norm, window,
-                sinks);
+    yk_rig_case(&rig, "attend heads=%u/%u head_dim=%u norm=%d window=%u sinks=%d, position %u", s->n_heads, s->n_kv, hd,
+                s->norm, window, sinks, positions[DEEP]);
     yk_k_rope_kv a = rope_args(s, n, (rope_data){qkv, stride, b, norm, cs, CONTEXT}, n_q);
     a.pos = yk_rig_in(&rig, pos, sizeof pos);
     a.seq = yk_rig_in(&rig, seq, sizeof seq);
     a.q_out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4);
-    const yk_gpu_mem table = yk_rig_in(&rig, p.table, sizeof p.table), kv = yk_rig_out(&rig, p.data, (uint64_t)POOL * p.block),
-                     kv2 = yk_rig_out(&rig, p.data, (uint64_t)POOL * p.block);
+    const yk_gpu_mem table = yk_rig_in(&rig, p.table, sizeof p.table),
+                     kv = yk_rig_out(&rig, p.data, (uint64_t)n_pool * p.block),
+                     kv2 = yk_rig_out(&rig, p.data, (uint64_t)n_pool * p.block);
     a.kv = kv_args(&p, s, kv, table);
+    const uint32_t n_splits = yk_k_attention_splits(pos[1], window, hd);
+    const uint64_t part = n * yk_k_attention_part_bytes(s->n_heads, s->n_kv, hd, pos[1] + 1);
     const yk_k_attention two = {.q = a.q_out,
                                 .pos = a.pos,
                                 .seq = a.seq,
                                 .sinks = sinks ? yk_rig_in(&rig, sink, s->n_heads * 4) : (yk_gpu_mem){0},
                                 .out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4),
                                 .kv = a.kv,
+                                .tiles = yk_rig_in(&rig, (const uint32_t[]){0, 1, 1, 1, 2, 1}, 24),
+                                .part = yk_rig_out(&rig, NULL, part),
+                                .arrived = yk_rig_out(&rig, zeros, n * s->n_heads * 4),
                                 .n = n,
-                                .n_splits = 1,
+                                .n_tiles = n,
+                                .n_splits = n_splits,
                                 .q_stride = n_q,
                                 .out_stride = n_q,
                                 .n_heads = s->n_heads,
@@ -404,7 +455,10 @@ static void attend_case(const shape *s, uint32_t window, bool sinks)
                                 .head_dim = hd,
                                 .window = window,
                                 .scale = 1 / sqrtf((float)hd)};
-    yk_k_attend one = {.rope = a, .sinks = two.sinks, .out_stride = n_q, .window = window, .scale = two.scale};
+    yk_k_attend one = {
+        .rope = a, .sinks = two.sinks, .out_stride = n_q, .window = window, .scale = two.scale, .n_splits = n_splits};
+    one.part = yk_rig_out(&rig, NULL, part);
+    one.arrived = yk_rig_out(&rig, zeros, n * s->n_heads * 4);
     one.rope.kv = kv_args(&p, s, kv2, table);
     one.out = yk_rig_out(&rig, NULL, (uint64_t)n * n_q * 4);
     const bool q8 = hd % 32 == 0;
@@ -419,8 +473,9 @@ static void attend_case(const shape *s, uint32_t window, bool sinks)
     yk_k_call_quantise(&c[3], yk_rig_kernel(&rig, "quantise"), &q);
     yk_rig_run(&rig, c, q8 ? 4 : 3);
     assert_memory_equal(yk_rig_got(&rig, one.out), yk_rig_got(&rig, two.out), (size_t)n * n_q * 4);
-    assert_memory_equal(yk_rig_got(&rig, kv2), yk_rig_got(&rig, kv), (size_t)POOL * p.block);
-    assert_memory_not_equal(yk_rig_got(&rig, kv), p.data, (size_t)POOL * p.block);
+    assert_memory_equal(yk_rig_got(&rig, kv2), yk_rig_got(&rig, kv), (size_t)n_pool * p.block);
+    assert_memory_not_equal(yk_rig_got(&rig, kv), p.data, (size_t)n_pool * p.block);
+    assert_true(all_zero(yk_rig_got(&rig, one.arrived), n * s->n_heads * 4));
     if (q8) {
         assert_memory_equal(yk_rig_got(&rig, one.q8.q), yk_rig_got(&rig, q.q8.q), (size_t)n * n_q);
         assert_memory_equal(yk_rig_got(&rig, one.q8.scale), yk_rig_got(&rig, q.q8.scale), (size_t)n * n_q / 32 * 4);
@@ -439,6 +494,14 @@ static void test_attend(void **state)
     for (uint32_t i = 0; i < N_SHAPES; i++) {
         attend_case(&shapes[i], 0, i & 1);
         attend_case(&shapes[i], i & 1 ? 17 : 1, !(i & 1));
+    }
+    for (uint32_t i = 0; i < 8; i += 4) { /* those with small blocks: each position has its own */
+        const uint32_t before = positions[DEEP];
+        positions[DEEP] = 4100 + 41 * i;
+        n_pool = 701;
+        attend_case(&shapes[i], i & 4 ? 0 : 4090, i & 4);
+        positions[DEEP] = before;
+        n_pool = 60;
     }
 }
 

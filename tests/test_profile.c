@@ -406,7 +406,7 @@ static void check_device(const yk_machine_device *d)
         }
     near("launch, ns", d->launch_ns, LAUNCH * D * 1e9);
     near("device attention", d->rates.attention_fit.per_s, VRAM / D);
-    near("device attention of a prompt", d->rates.attention_flops_per_s, 4 * VRAM / D);
+    near("device attention of a prompt", d->rates.attention_flops_per_s, 16 * VRAM / D); /* tiles of 4 tokens */
     near("copy within, bytes read", d->copy_fit.per_s, VRAM / 2 / D);
     near("to device", d->to_device_bytes_per_s, UP / D);
     near("to device, ns", d->to_device_ns, COPY * D * 1e9);

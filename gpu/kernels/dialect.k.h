@@ -8,7 +8,11 @@
  * Memory comes as base and byte offset, so that one reservation holds many things: YK_IN(x) and YK_OUT(x) declare the pair, YK_CPTR(type, x)
  * and YK_PTR(type, x) make the pointer; it is null when the caller gave no memory.
  *
- * yk_load4 reads four words from a multiple of 16 bytes.
+ * yk_load4 reads four words from a multiple of 16 bytes, yk_load_f32x4 and yk_local_load4 four floats, yk_load_half4 four
+ * halves from one of 8.
+ *
+ * Groups that share a result: each writes its part and calls yk_publish in the same phase; behind a barrier one work-item calls
+ * yk_arrive, and the group that arrives last reads all parts by yk_peek4.
  *
  * The order of f32 operations is that of the text: contraction is off (CUDA: -fmad=false), sums run in one fixed order. */
 #ifndef YK_DIALECT_K_H
@@ -36,7 +40,7 @@ typedef float f32;
 #define YK_FN static inline __attribute__((always_inline))
 #define YK_GLOBAL __global
 #define YK_LOCAL __local
-#define YK_SHARED(type, name, n) __local type name[n]
+#define YK_SHARED(type, name, n) __local type name[n] __attribute__((aligned(16)))
 #define YK_IN(p) __global const uchar *p##_base, const ulong p##_at
 #define YK_OUT(p) __global uchar *p##_base, const ulong p##_at
 #define yk_items(i) for (u32 i = (u32)get_local_id(0), yk_once = 1; yk_once; yk_once = 0)
@@ -50,8 +54,12 @@ typedef float f32;
 #define yk_abs(x) fabs(x)
 #ifdef YK_ROLLED /* a CPU: private arrays are memory, and compilers take long over unrolled work-items */
 #define YK_UNROLL
+#define YK_UNROLL_4
+#define YK_EVEN 1 /* barriers stand outside of branches: PoCL copies all that follows such a branch */
 #else
 #define YK_UNROLL _Pragma("unroll")
+#define YK_UNROLL_4 _Pragma("unroll 4")
+#define YK_EVEN 0
 #endif
 
 YK_FN f32 yk_load_half(YK_GLOBAL const u16 *p, const u64 i) { return vload_half(i, (YK_GLOBAL const half *)p); }
@@ -70,6 +78,28 @@ YK_FN void yk_load4(YK_GLOBAL const u32 *p, u32 *v)
     v[1] = w.y;
     v[2] = w.z;
     v[3] = w.w;
+}
+
+YK_FN void yk_spread4(const float4 w, f32 *v)
+{
+    v[0] = w.x;
+    v[1] = w.y;
+    v[2] = w.z;
+    v[3] = w.w;
+}
+
+YK_FN void yk_load_half4(YK_GLOBAL const u16 *p, f32 *v) { yk_spread4(vload_half4(0, (YK_GLOBAL const half *)p), v); }
+YK_FN void yk_load_f32x4(YK_GLOBAL const f32 *p, f32 *v) { yk_spread4(*(YK_GLOBAL const float4 *)p, v); }
+YK_FN void yk_local_load4(YK_LOCAL const f32 *p, f32 *v) { yk_spread4(*(YK_LOCAL const float4 *)p, v); }
+YK_FN void yk_local_store4(YK_LOCAL f32 *p, const f32 *v) { *(YK_LOCAL float4 *)p = (float4)(v[0], v[1], v[2], v[3]); }
+YK_FN void yk_peek4(YK_GLOBAL const f32 *p, f32 *v) { yk_spread4(*(volatile YK_GLOBAL const float4 *)p, v); }
+YK_FN void yk_publish(void) { mem_fence(CLK_GLOBAL_MEM_FENCE); }
+YK_FN u32 yk_arrive(YK_GLOBAL u32 *n)
+{
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    const u32 before = atomic_inc((volatile YK_GLOBAL u32 *)n);
+    mem_fence(CLK_GLOBAL_MEM_FENCE);
+    return before;
 }
 
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
@@ -97,7 +127,7 @@ typedef float f32;
 #define YK_FN static __device__ __forceinline__
 #define YK_GLOBAL
 #define YK_LOCAL
-#define YK_SHARED(type, name, n) __shared__ type name[n]
+#define YK_SHARED(type, name, n) __shared__ __align__(16) type name[n]
 #define YK_IN(p) const u8 *__restrict__ p##_base, const u64 p##_at
 #define YK_OUT(p) u8 *p##_base, const u64 p##_at
 #define yk_items(i) for (u32 i = threadIdx.x, yk_once = 1; yk_once; yk_once = 0)
@@ -110,6 +140,8 @@ typedef float f32;
 #define yk_sqrt(x) sqrtf(x)
 #define yk_abs(x) fabsf(x)
 #define YK_UNROLL _Pragma("unroll")
+#define YK_UNROLL_4 _Pragma("unroll 4")
+#define YK_EVEN 0
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return __half2float(__ushort_as_half(p[i])); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = __half_as_ushort(__float2half_rn(v)); }
@@ -123,6 +155,33 @@ YK_FN void yk_load4(const u32 *p, u32 *v)
     v[3] = w.w;
 }
 YK_FN void yk_store4(u32 *p, const u32 *v) { *(uint4 *)p = make_uint4(v[0], v[1], v[2], v[3]); }
+YK_FN void yk_spread4(const float4 w, f32 *v)
+{
+    v[0] = w.x;
+    v[1] = w.y;
+    v[2] = w.z;
+    v[3] = w.w;
+}
+YK_FN void yk_load_half4(const u16 *p, f32 *v)
+{
+    const uint2 w = *(const uint2 *)p;
+    v[0] = __half2float(__ushort_as_half((u16)w.x));
+    v[1] = __half2float(__ushort_as_half((u16)(w.x >> 16)));
+    v[2] = __half2float(__ushort_as_half((u16)w.y));
+    v[3] = __half2float(__ushort_as_half((u16)(w.y >> 16)));
+}
+YK_FN void yk_load_f32x4(const f32 *p, f32 *v) { yk_spread4(*(const float4 *)p, v); }
+YK_FN void yk_local_load4(const f32 *p, f32 *v) { yk_spread4(*(const float4 *)p, v); }
+YK_FN void yk_local_store4(f32 *p, const f32 *v) { *(float4 *)p = make_float4(v[0], v[1], v[2], v[3]); }
+YK_FN void yk_peek4(const f32 *p, f32 *v) { yk_spread4(__ldcg((const float4 *)p), v); } /* past L1, which is not coherent */
+YK_FN void yk_publish(void) { __threadfence(); }
+YK_FN u32 yk_arrive(u32 *n)
+{
+    __threadfence();
+    const u32 before = atomicAdd(n, 1u);
+    __threadfence();
+    return before;
+}
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c) { return __dp4a((i32)a, (i32)b, c); }
 
 #else /* ---------------------------------------------------------------------------------------------------------------- host */
@@ -154,6 +213,8 @@ typedef float f32;
 #define yk_sqrt(x) sqrtf(x)
 #define yk_abs(x) fabsf(x)
 #define YK_UNROLL
+#define YK_UNROLL_4
+#define YK_EVEN 0
 
 YK_FN f32 yk_load_half(const u16 *p, const u64 i) { return yk_f16_to_f32(p[i]); }
 YK_FN void yk_store_half(u16 *p, const u64 i, const f32 v) { p[i] = yk_f32_to_f16(v); }
@@ -171,13 +232,24 @@ YK_FN f32 yk_round_half(const f32 v) { return yk_f16_to_f32(yk_f32_to_f16(v)); }
 
 YK_FN void yk_load4(const u32 *p, u32 *v) { yk_emu_load(p, 16, v); }
 YK_FN void yk_store4(u32 *p, const u32 *v) { yk_emu_store(p, 16, v); }
+YK_FN void yk_load_half4(const u16 *p, f32 *v)
+{
+    u16 h[4];
+    yk_emu_load(p, 8, h);
+    for (u32 i = 0; i < 4; i++)
+        v[i] = yk_f16_to_f32(h[i]);
+}
+YK_FN void yk_load_f32x4(const f32 *p, f32 *v) { yk_emu_load(p, 16, v); }
+YK_FN void yk_local_load4(const f32 *p, f32 *v) { yk_emu_load(p, 16, v); }
+YK_FN void yk_local_store4(f32 *p, const f32 *v) { yk_emu_store(p, 16, v); }
+YK_FN u32 yk_arrive(u32 *n) { return yk_emu_atomic_u32(YK_EMU_ADD, n, 1); }
 
 #else
 
 /* The group that this thread computes, and how many there are. */
 static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_groups[3];
 
-#define YK_SHARED(type, name, n) type name[n]
+#define YK_SHARED(type, name, n) type name[n] __attribute__((aligned(16)))
 #define yk_items(i) for (u32 i = 0; i < YK_GROUP; i++)
 #define yk_barrier() ((void)0)
 #define yk_group(d) (yk_host_group[d])
@@ -187,14 +259,39 @@ static _Thread_local __attribute__((unused)) u32 yk_host_group[3], yk_host_group
 typedef struct yk_words4 {
     u32 w[4];
 } __attribute__((aligned(16), may_alias)) yk_words4;
+typedef struct yk_halves4 {
+    u16 h[4];
+} __attribute__((aligned(8), may_alias)) yk_halves4;
 
 YK_FN void yk_load4(const u32 *p, u32 *v)
 {
     const yk_words4 four = *(const yk_words4 *)(const void *)p;
     memcpy(v, four.w, 16);
 }
+YK_FN void yk_load_half4(const u16 *p, f32 *v)
+{
+    const yk_halves4 four = *(const yk_halves4 *)(const void *)p;
+    for (u32 i = 0; i < 4; i++)
+        v[i] = yk_f16_to_f32(four.h[i]);
+}
+YK_FN void yk_load_f32x4(const f32 *p, f32 *v)
+{
+    const yk_words4 four = *(const yk_words4 *)(const void *)p;
+    memcpy(v, four.w, 16);
+}
+YK_FN void yk_local_load4(const f32 *p, f32 *v) { yk_load_f32x4(p, v); }
+YK_FN void yk_local_store4(f32 *p, const f32 *v)
+{
+    yk_words4 four;
+    memcpy(four.w, v, 16);
+    *(yk_words4 *)(void *)p = four;
+}
+YK_FN u32 yk_arrive(u32 *n) { return (*n)++; } /* groups run one after the other */
 
 #endif
+
+YK_FN void yk_peek4(const f32 *p, f32 *v) { yk_load_f32x4(p, v); }
+YK_FN void yk_publish(void) {}
 
 YK_FN i32 yk_dp4a(const u32 a, const u32 b, const i32 c)
 {

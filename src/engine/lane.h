@@ -95,7 +95,9 @@ struct yk_gpulane {
     /* device buffers */
     yk_gpu_mem x, norm, qkv, q, att, y_attn, y_dev, y_cpu, gate, h, router, ids, id_weight, logits;
     yk_k_q8 q8, o_q8, h_q8;
-    yk_gpu_mem lists, pos, seq, table, logits_rows; /* the latter parts of lists */
+    yk_gpu_mem lists, pos, seq, table, logits_rows, tiles; /* the latter parts of lists */
+    yk_gpu_mem att_part, att_arrived;                      /* of the splits of attention */
+    uint32_t n_tiles;                                      /* of this step; 0: each token is of another sequence */
     yk_gpu_mem slot_token, slot_weight, rope_cs, output_norm, output_norm_b, output_b;
     yk_dev_mat head;
     yk_gpu_mem slot[YK_LANE_SLOTS];
@@ -125,7 +127,7 @@ struct yk_gpulane {
     float *host_weight;   /* likewise */
     uint32_t *host_token; /* [n_layers][n_slots] */
     float *host_slot_weight;
-    uint32_t *host_lists; /* pos, seq [n_tokens], table [n_runs][max_blocks], logits rows [n_logits] */
+    uint32_t *host_lists; /* pos, seq [n_tokens], logits rows [n_logits], tiles [n_tokens][2], table [n_runs][max_blocks] */
 
     yk_lane_mark *marks; /* [YK_LANE_MARKS] of this step, with a trace or when statistics want them */
     uint32_t n_marks;

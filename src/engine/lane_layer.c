@@ -157,6 +157,17 @@ static yk_status qkv(yk_lane_run *r, uint32_t layer, const yk_layer_place *pl)
     return YK_OK;
 }
 
+/* The most splits of attention that a token of the step has. */
+static uint32_t splits(const yk_lane_run *r, uint32_t window)
+{
+    uint32_t most = 1;
+    for (uint32_t t = 0; t < r->n; t++) {
+        const uint32_t n = yk_k_attention_splits(r->step->pos[t], window, r->e->model->hp.head_dim);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 /* From q, k and v to the heads' values in l->att, and rounded where o wants them so. One launch when the tokens are of different sequences. */
 static yk_status heads(yk_lane_run *r, uint32_t layer, const yk_layer_place *pl)
 {
@@ -192,6 +203,9 @@ static yk_status heads(yk_lane_run *r, uint32_t layer, const yk_layer_place *pl)
                                .sinks = pl->sinks,
                                .out = l->att,
                                .q8 = round && whole ? l->o_q8 : no_q8,
+                               .part = l->att_part,
+                               .arrived = l->att_arrived,
+                               .n_splits = splits(r, window),
                                .out_stride = d->n_q,
                                .window = window,
                                .mean_positions = mean,
@@ -202,10 +216,11 @@ static yk_status heads(yk_lane_run *r, uint32_t layer, const yk_layer_place *pl)
                                   .pos = l->pos,
                                   .seq = l->seq,
                                   .sinks = pl->sinks,
+                                  .tiles = l->tiles,
                                   .out = l->att,
                                   .kv = rope.kv,
                                   .n = r->n,
-                                  .n_splits = 1,
+                                  .n_tiles = l->n_tiles,
                                   .q_stride = d->n_q,
                                   .out_stride = d->n_q,
                                   .n_heads = m->hp.n_heads,

@@ -479,7 +479,9 @@ static yk_status take_activations(placer *p)
         {&l->router, n * (hp->n_experts + 1)},
         {&l->ids, n * (hp->n_used + 1)},
         {&l->id_weight, n * (hp->n_used + 1)},
-        {&l->lists, 2 * n + d->n_logits + runs * d->max_blocks},
+        {&l->lists, 4 * n + d->n_logits + runs * d->max_blocks},
+        {&l->att_part, runs * (yk_k_attention_part_bytes(hp->n_heads, hp->n_kv_heads, hp->head_dim, e->context) / 4)},
+        {&l->att_arrived, runs * hp->n_heads},
         {&l->slot_token, d->n_slots},
         {&l->slot_weight, d->n_slots},
         {&l->rope_cs, (uint64_t)e->context * hp->n_rot},
@@ -522,6 +524,7 @@ static yk_status take_buffers(placer *p)
     const yk_hparams *hp = &e->model->hp;
     YK_TRY(take_activations(p));
     YK_TRY(upload(p, l->rope_cs, e->rope_cs, (uint64_t)e->context * hp->n_rot * sizeof(float)));
+    YK_TRY(yk_gpulane_check(l, l->t->fill(l->compute, l->att_arrived, 0, l->att_arrived.bytes), "a fill of memory", p->err));
     l->slot_bytes = p->max_slab;
     for (int i = 0; i < YK_LANE_SLOTS; i++) {
         YK_TRY(yk_gpulane_take(l, &l->staging, l->slot_bytes, &l->slot[i], p->err));
@@ -543,7 +546,7 @@ static yk_status take_host(placer *p)
     const size_t n = d->n_tokens, runs = e->max_seqs < d->n_tokens ? e->max_seqs : d->n_tokens;
     const size_t width = d->n_in > d->n_embd ? d->n_in : d->n_embd, lists = (size_t)e->model->hp.n_layers * d->n_slots;
     const size_t sizes[] = {
-        n * width, n * d->n_embd, n * (k + 1), n * (k + 1), lists, lists, 2 * n + d->n_logits + runs * d->max_blocks};
+        n * width, n * d->n_embd, n * (k + 1), n * (k + 1), lists, lists, 4 * n + d->n_logits + runs * d->max_blocks};
     void **const at[] = {(void **)&l->host_rows,   (void **)&l->host_y,     (void **)&l->host_ids,
                          (void **)&l->host_weight, (void **)&l->host_token, (void **)&l->host_slot_weight,
                          (void **)&l->host_lists};

@@ -548,10 +548,16 @@ static yk_status send_lists(run *r)
     yk_gpulane *l = r->l;
     const yk_engine *e = r->e;
     const yk_step *s = r->step;
-    uint32_t *pos = l->host_lists, *seq = pos + e->d.n_tokens, *logits = seq + e->d.n_tokens, *table = logits + e->d.n_logits;
+    uint32_t *pos = l->host_lists, *seq = pos + e->d.n_tokens, *logits = seq + e->d.n_tokens, *tiles = logits + e->d.n_logits,
+             *table = tiles + 2 * (size_t)e->d.n_tokens;
+    const yk_hparams *hp = &e->model->hp;
+    const uint32_t per = yk_k_attention_tile(hp->n_heads, hp->n_kv_heads, hp->head_dim);
     const uint64_t bytes = (uint64_t)(table - pos + s->n_runs * e->d.max_blocks) * sizeof *pos;
+    l->n_tiles = 0;
     for (uint32_t i = 0; i < s->n_runs; i++) {
         const yk_run *run_ = &s->runs[i];
+        if (s->n_runs < r->n)
+            l->n_tiles += yk_k_attention_tiles(tiles + 2 * (size_t)l->n_tiles, run_->first, run_->n, per);
         for (uint32_t t = 0; t < run_->n; t++)
             seq[run_->first + t] = i;
         memcpy(table + (size_t)i * e->d.max_blocks, run_->seq->blocks,
@@ -562,6 +568,7 @@ static yk_status send_lists(run *r)
     l->pos = l->lists; /* as on the host: one copy brings them all */
     l->seq = yk_mem_at(l->pos, (uint64_t)(seq - pos) * sizeof *pos);
     l->logits_rows = yk_mem_at(l->pos, (uint64_t)(logits - pos) * sizeof *pos);
+    l->tiles = yk_mem_at(l->pos, (uint64_t)(tiles - pos) * sizeof *pos);
     l->table = yk_mem_at(l->pos, (uint64_t)(table - pos) * sizeof *pos);
     YK_TRY(copy_up(r, (copy){"lists", YK_NO_LAYER, bytes}, l->lists, pos));
     YK_TRY(after(r, l->up, l->compute, YK_EV_UP));
