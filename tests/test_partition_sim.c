@@ -253,6 +253,39 @@ static void check_events(void **state)
     yk_events_close(&ev);
 }
 
+/* End of a CPU's work of 16 slices, 1 s each at 50 bytes/s alone, beside 220 bytes that a link copies in `pieces`. paced: a piece
+ * begins when the CPU has ended as large a share of its slices. */
+static double end_beside(double link, uint32_t pieces, bool paced)
+{
+    enum { SLICES = 16, BYTES = 220 };
+    const uint32_t none[YK_EV_DEPS] = {0};
+    yk_events ev;
+    yk_error err = {0};
+    uint32_t slice[SLICES], copy = 0;
+    yk_events_open(&ev);
+    ev.pair = (yk_pair){.memory = 60};
+    for (int i = 0; i < SLICES; i++)
+        slice[i] = yk_events_add(&ev, YK_EV_CPU, 1, 50, none);
+    for (uint32_t i = 0; i < pieces; i++)
+        copy = yk_events_add(&ev, YK_EV_UP, BYTES / link / pieces, link,
+                             (const uint32_t[YK_EV_DEPS]){paced && i ? slice[i * SLICES / pieces - 1] : 0});
+    assert_int_equal(yk_events_run(&ev, slice[SLICES - 1], &err), YK_OK);
+    const double end = ev.task[slice[SLICES - 1]].end;
+    assert_true(ev.task[copy].end >= 0 && ev.task[copy].end <= end); /* all of it was copied meanwhile */
+    yk_events_close(&ev);
+    return end;
+}
+
+/* Where the pair is not measured, a faster link costs the CPU nothing more, and copies that wait for it give nothing back. */
+static void check_pace(void **state)
+{
+    (void)state;
+    const double whole = end_beside(55, 1, false);
+    assert_true(whole > 16 && fabs(end_beside(20, 1, false) / whole - 1) < 1e-9);
+    for (uint32_t pieces = 2; pieces <= 16; pieces *= 2)
+        assert_true(fabs(end_beside(55, pieces, true) / whole - 1) < 1e-9);
+}
+
 /* ---- simulator ---- */
 
 static void solve(yk_plan *p, const yk_shape *s, const yk_plan_limits *l)
@@ -779,13 +812,11 @@ static void check_pictures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(check_shelf),        cmocka_unit_test(check_recorded_routing),
-        cmocka_unit_test(check_bad_routing),  cmocka_unit_test(check_drawn_routing),
-        cmocka_unit_test(check_events),       cmocka_unit_test(check_pair),
-        cmocka_unit_test(check_by_hand),      cmocka_unit_test(check_slots),
-        cmocka_unit_test(check_caches),       cmocka_unit_test(check_cost_model),
-        cmocka_unit_test(check_alternatives), cmocka_unit_test(check_pictures),
-        cmocka_unit_test(check_spread),       cmocka_unit_test(check_copied_ahead),
+        cmocka_unit_test(check_shelf),         cmocka_unit_test(check_recorded_routing), cmocka_unit_test(check_bad_routing),
+        cmocka_unit_test(check_drawn_routing), cmocka_unit_test(check_events),           cmocka_unit_test(check_pair),
+        cmocka_unit_test(check_pace),          cmocka_unit_test(check_by_hand),          cmocka_unit_test(check_slots),
+        cmocka_unit_test(check_caches),        cmocka_unit_test(check_cost_model),       cmocka_unit_test(check_alternatives),
+        cmocka_unit_test(check_pictures),      cmocka_unit_test(check_spread),           cmocka_unit_test(check_copied_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
