@@ -302,7 +302,7 @@ static void put_memory(yk_text *t, const yk_plan *plan, const yk_shape *shape, c
         yk_text_put(t, "\n");
     }
     if (limits->kept_bytes)
-        yk_text_put(t, "policy adaptive: experts of the device may change, the host keeps these too, %.0f MiB more\n",
+        yk_text_put(t, "policy adaptive: experts of the device may change, the host keeps these too, %.1f MiB more\n",
                     (double)limits->kept_bytes / 0x1p20);
 }
 

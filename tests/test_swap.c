@@ -1,10 +1,13 @@
 /* Experts that change places while the engine runs (src/engine/swap.h), on a real pipeline.
  *
- *   test_swap BACKEND WORK_FOLDER [fault]     "null" (computes on the host) or "opencl"; fault: allocations of the null module fail
+ *   test_swap BACKEND WORK_FOLDER [fault | soak STEPS]     "null" (computes on the host) or "opencl"; fault: allocations of the null module fail;
+ *                                                          soak: many steps, with sequences that end and begin, and cancels
  *
  * Tokens are repeated, so a layer chooses the same experts again and again, and the machine's figures make the CPU slow: experts of the host are worth
  * their copies. Logits are compared with those of the CPU alone (tests/tolerance.h, rows logits-lane; models with quantised weights run with plain C, see
- * test_hybrid.c). Behind every step each expert has to be in one place, with its own bytes. */
+ * test_hybrid.c; there a choice of experts that is nearly a tie may fall the other way: one row of 176, where the second and third of the router's logits
+ * are 0.0005 apart. MAX_FLIPS such rows are allowed, none with float weights). Behind every step that moves something each expert has to be in one place,
+ * with its own bytes. */
 #include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +36,9 @@ static const struct {
               {"w64-qwen3moe-4x2-f16.gguf", false},
               {"w64-qwen2moe-8x4-f16.gguf", false},
               {"w64-gpt-oss-4x2-f16.gguf", false}};
-enum { N_MODELS = sizeof models / sizeof *models };
+/* Texts that end as soon as an expert has come to the device for them. */
+#define SPITE UINT32_MAX
+enum { N_MODELS = sizeof models / sizeof *models, SOAK_MODEL = 3 };
 
 static int fail(const char *what, const char *text)
 {
@@ -60,9 +65,10 @@ typedef struct test_run {
     uint32_t cancel; /* every so many steps one is cancelled first; 0: none */
     bool retry;      /* a step may fail; then it is run again */
     bool no_repack;
-    bool keep;       /* what earlier runs learned is there */
-    uint32_t refuse; /* every so many copies of a swap are refused; 0: none */
-    float *logits;   /* [MAX_ROWS][n_vocab] */
+    uint32_t n_steps, same; /* 0: N_STEPS, SAME; or SPITE */
+    bool keep;              /* what earlier runs learned is there */
+    uint32_t refuse;        /* every so many copies of a swap are refused; 0: none */
+    float *logits;          /* [MAX_ROWS][n_vocab] */
     /* out */
     uint32_t n_rows, n_failed, first_swap; /* first_swap: step behind which an expert had changed its place */
     bool stopped;
@@ -290,6 +296,7 @@ static size_t files(int what)
 /* Tokens of each sequence in a step: a goes on token by token; b joins now and then, once with a prompt; c is a fork of a. */
 static uint32_t tokens_of(uint32_t step, uint32_t seq)
 {
+    step %= N_STEPS;
     if (seq == 0)
         return step ? 1 : PROMPT;
     if (seq == 1)
@@ -303,12 +310,19 @@ static int one_step(const test_case *c, test_run *t, yk_engine *e, yk_seq **seqs
     int32_t tokens[N_SEQS][PROMPT];
     yk_error err = {0};
     uint32_t n = 0;
-    if (step == 80 && yk_seq_fork(&seqs[2], seqs[0], &err) != YK_OK)
+    for (uint32_t q = 0; step && step % N_STEPS == 0 && q < N_SEQS; q++) {
+        yk_seq_close(&seqs[q]);
+        t->n_rows = 0;
+        if (q < 2 && yk_seq_open(&seqs[q], e, &err) != YK_OK)
+            return fail(c->name, err.text);
+    }
+    if (step % N_STEPS == 80 && yk_seq_fork(&seqs[2], seqs[0], &err) != YK_OK)
         return fail(c->name, err.text);
     for (uint32_t q = 0; q < N_SEQS; q++) {
         const uint32_t count = tokens_of(step, q);
+        const uint32_t text = t->same == SPITE ? (uint32_t)t->stats.swaps : step / (t->same ? t->same : SAME);
         for (uint32_t i = 0; i < count; i++) /* the same one for a while, then another */
-            tokens[q][i] = (int32_t)(260 + (37 * (step / SAME) + (count > 1 ? 11 * i : 0) + 5 * q) % (c->info.n_vocab - 260));
+            tokens[q][i] = (int32_t)(260 + (37 * text + (count > 1 ? 11 * i : 0) + 5 * q) % (c->info.n_vocab - 260));
         if (count && seqs[q])
             entries[n++] = (yk_batch_entry){seqs[q], tokens[q], count, YK_LOGITS_LAST};
     }
@@ -390,14 +404,15 @@ static int run(const test_case *c, test_run *t)
     if (t->refuse)
         refuse_copies(e, t->refuse, &table);
     int bad = yk_seq_open(&seqs[0], e, &err) || yk_seq_open(&seqs[1], e, &err) || (e->lane && remember(&bytes, c, e));
-    for (uint32_t s = 0; !bad && s < N_STEPS; s++) {
+    const uint32_t n_steps = t->n_steps ? t->n_steps : N_STEPS;
+    for (uint32_t s = 0; !bad && s < n_steps; s++) {
         bad = one_step(c, t, e, seqs, s);
         yk_engine_get_stats(e, &t->stats);
         if (t->stats.swaps && t->first_swap == N_STEPS)
             t->first_swap = s;
         const bool moving = e->lane && e->lane->swap && yk_swap_get(e->lane->swap).n_moving;
         t->stopped = e->lane && e->lane->swap && yk_swap_get(e->lane->swap).stopped;
-        if (!bad && e->lane && (t->stats.swaps != last || moving || s + 1 == N_STEPS))
+        if (!bad && e->lane && (t->stats.swaps != last || moving || s + 1 == n_steps))
             bad = check_places(&bytes, c, e);
         last = t->stats.swaps;
     }
@@ -535,6 +550,29 @@ static int test_faults(void)
     return bad;
 }
 
+/* Many steps, with texts that last for different times. */
+static int test_soak(const char *backend, uint32_t n_steps)
+{
+    test_case c;
+    bool there;
+    static const uint32_t same[] = {50, 7, 20, SPITE};
+    uint64_t n_swaps = 0;
+    int bad = open_case(&c, SOAK_MODEL, backend, &there);
+    for (size_t i = 0; !bad && there && i < sizeof same / sizeof *same; i++) {
+        test_run t = {.policy = YK_POLICY_ADAPTIVE, .cancel = 11, .n_steps = n_steps / 4, .same = same[i]};
+        bad = !open_logits(&t, 1, &c) || run(&c, &t);
+        printf(same[i] == SPITE ? "%u steps, texts end with a swap (%u): %llu swaps, %llu returns\n"
+                                : "%u steps, texts of %u tokens: %llu swaps, %llu returns\n",
+               t.n_steps, same[i], (unsigned long long)t.stats.swaps, (unsigned long long)t.stats.returns);
+        n_swaps += t.stats.swaps;
+        free(t.logits);
+    }
+    if (there && !bad && !n_swaps)
+        bad = fail(c.name, "nothing was swapped");
+    close_case(&c);
+    return there ? bad : 77;
+}
+
 int main(int argc, char **argv)
 {
     const char *backend = argc > 1 ? argv[1] : "null";
@@ -556,6 +594,8 @@ int main(int argc, char **argv)
     yk_modules_close(&modules);
     if (!there)
         return 77;
+    if (argc > 4)
+        return test_soak(backend, (uint32_t)atoi(argv[4]));
     if (argc > 3)
         return test_faults();
     for (size_t i = 0; i < N_MODELS; i++)
