@@ -437,7 +437,10 @@ static void test_null_device(void **state)
     o.n_devices = 1;
     strcpy(o.devices[0], "null:0");
     o.null_options = OPTIONS;
-    profile(&m, &o);
+    /* The device's clock is real: where other programs keep its thread waiting, the profile has to say so, and is taken again. */
+    for (int i = 0; i < 4 && (i == 0 || m.noisy); i++)
+        profile(&m, &o);
+    printf("noisy: %s\n", m.noisy ? m.noisy_items : "no");
     assert_int_equal(m.n_devices, 1);
     check_device(&m.devices[0]);
     /* All of it goes through the file. */
