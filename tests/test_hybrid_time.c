@@ -32,7 +32,7 @@ static const struct plan_case {
     {"cc-gg", 100e9, 40e9, YK_TRACE_GPU, 0.8, 0},
     {"cg-prefetch", 300e9, 80e9, YK_TRACE_UP, 0.5, 0.5, 0},
     /* Nothing is on the device: attention, its KV and the FFN are copied. */
-    {"attn-prefill", 60e9, 80e9, YK_TRACE_UP, 0, 0.35, 64},
+    {"attn-prefill", 48e9, 80e9, YK_TRACE_UP, 0, 0.35, 64},
 };
 
 static int fail(const char *what, const char *text)
