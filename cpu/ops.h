@@ -78,7 +78,8 @@ typedef struct yk_attention {
     const yk_seen *seen;         /* NULL: all see first .. end; else [n_tokens], and first and end are not read */
     size_t q_stride, out_stride; /* floats between tokens */
     /* Positions in parts, of which attention_join makes the whole: then this call's `out` is the sum of e^(score - max) * value. */
-    float *state;  /* NULL: `out` is the result; else [n_tokens][n_heads][2]: max, and the sum of e^(score - max), sinks included */
+    float *
+        state; /* NULL: `out` is the result; else [n_tokens][n_heads][2]: max, and the sum of e^(score - max), sinks included */
     uint32_t then; /* positions up to here are wanted after this call, and fetched ahead; 0: none */
 } yk_attention;
 

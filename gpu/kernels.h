@@ -106,10 +106,10 @@ void yk_k_call_rope_kv(yk_k_call *call, yk_gpu_kernel *kernel, const yk_k_rope_k
 
 /* "attend": rope_kv and attention in one launch, for tokens that each are of another sequence; the bits are theirs. */
 typedef struct yk_k_attend {
-    yk_k_rope_kv rope; /* without q_out, q_stride */
-    yk_gpu_mem sinks;  /* as attention's */
-    yk_gpu_mem out;    /* f32 [n][out_stride] */
-    yk_k_q8 q8;        /* optional: out rounded, head_dim a multiple of 32 */
+    yk_k_rope_kv rope;        /* without q_out, q_stride */
+    yk_gpu_mem sinks;         /* as attention's */
+    yk_gpu_mem out;           /* f32 [n][out_stride] */
+    yk_k_q8 q8;               /* optional: out rounded, head_dim a multiple of 32 */
     yk_gpu_mem part, arrived; /* as attention's */
     uint32_t n_splits;        /* the most that a token has */
     uint32_t out_stride, window;

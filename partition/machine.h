@@ -137,8 +137,9 @@ typedef struct yk_curve {
 typedef struct yk_lane {
     double s_per_byte[YK_TYPE_LIMIT][YK_N_BUCKETS];
     double read_s_per_byte, fixed_s, attention_s_per_flop;
-    yk_curve prompt[YK_TYPE_LIMIT];                    /* n 0: not measured */
-    double down_factor[YK_TYPE_LIMIT][YK_DOWN_POINTS]; /* down takes so many times as long as rows: decode, prompts; 8 units, 2 */
+    yk_curve prompt[YK_TYPE_LIMIT]; /* n 0: not measured */
+    double down_factor[YK_TYPE_LIMIT]
+                      [YK_DOWN_POINTS]; /* down takes so many times as long as rows: decode, prompts; 8 units, 2 */
     double head_kv_s_per_byte[YK_HEAD_DIMS], head_s_per_flop[YK_HEAD_DIMS];
     double stage_s, row_s_per_byte;
 } yk_lane;

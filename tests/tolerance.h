@@ -45,7 +45,8 @@ static const yk_tolerance yk_tolerances[] = {
     {"attention", "", 2e-6,
      "of sum(weight |v|) * (1 + largest sum |q k| scale): an error of a score is a relative error of its weight"},
     {"attention_join", "", 1e-6,
-     "of the sum of magnitudes * (1 + distance of the maxima): exp within 4 u twice, five roundings, a quotient of two such sums"},
+     "of the sum of magnitudes * (1 + distance of the maxima): exp within 4 u twice, five roundings, a quotient of two such "
+     "sums"},
     {"route", "", 2.5e-6,
      "of weight * (1 + distance to the best logit), whose rounding is a relative error of exp; n/16 <= 32 additions beside a "
      "one"},

@@ -452,7 +452,7 @@ typedef struct yk_engine_stats {
     /* Steps with one token of each sequence, by their number: 1, 2-4, 5-8, 9-16, 17-32, more; last (YK_WORK_PROMPT) steps in which a sequence has more
      * than one token. */
     yk_work work[YK_N_WORK];
-    char policy[16];         /* in force: "static" or "adaptive" */
+    char policy[16]; /* in force: "static" or "adaptive" */
     uint64_t swaps,
         returns; /* adaptive: experts that took another one's place; times the plan's were brought back because they did better */
     uint64_t kept_bytes; /* adaptive: host memory, among bytes_weights, of experts that the device has too */

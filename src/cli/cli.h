@@ -191,10 +191,10 @@ typedef struct yk_cli_session {
     bool explained;
     yk_model_info info;
     yk_engine_stats stats;
-    double live_s;                               /* when a line of --stats was last written */
+    double live_s;                                /* when a line of --stats was last written */
     yk_work live[YK_N_WORK], reported[YK_N_WORK]; /* what has been said */
-    bool shipped;    /* the model is the one found without -m */
-    char path[4096]; /* of the model */
+    bool shipped;                                 /* the model is the one found without -m */
+    char path[4096];                              /* of the model */
 } yk_cli_session;
 
 /* Open the model that the flags name, or the shipped one. Exit code. */

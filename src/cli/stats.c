@@ -44,7 +44,8 @@ static void say_bytes(const yk_cli_opts *opts, const char *what, const yk_work *
     yk_cli_size_text(w->down_bytes / w->n_tokens, down);
     if (device)
         yk_cli_note(opts,
-                    "stats: %s: %" PRIu64 " tokens in %" PRIu64 " steps, %.1f tokens/s; a token: host memory %s, device memory %s, "
+                    "stats: %s: %" PRIu64 " tokens in %" PRIu64
+                    " steps, %.1f tokens/s; a token: host memory %s, device memory %s, "
                     "link up %s, down %s",
                     what, w->n_tokens, w->n_steps, rate(w), host, vram, up, down);
     else
@@ -88,7 +89,8 @@ static void say_steps(const yk_cli_opts *opts, const yk_work *before, const yk_w
         if (!w.n_steps)
             continue;
         const double ms = 1e-6 * (double)w.ns / (double)w.n_steps, off = per(w.predicted_of_ns, w.predicted_ns);
-        const int n = snprintf(text, sizeof text, "stats: steps (%s): %" PRIu64 ", %.3f ms each", yk_work_name(k), w.n_steps, ms);
+        const int n =
+            snprintf(text, sizeof text, "stats: steps (%s): %" PRIu64 ", %.3f ms each", yk_work_name(k), w.n_steps, ms);
         if (w.predicted_ns && n > 0 && (size_t)n < sizeof text)
             snprintf(text + n, sizeof text - (size_t)n, ", predicted %.3f ms (%+.0f %%)", ms / off, 100 * (off - 1));
         yk_cli_note(opts, "%s", text);

@@ -249,8 +249,8 @@ yk_status yk_plan_make(yk_plan **out, const yk_machine *machine, const yk_model 
     return st;
 }
 
-yk_status yk_auto_choose(yk_plan **out, yk_machine **machine, const yk_model *model, const yk_engine_opts *o, char *why, size_t capacity,
-                         yk_error *err)
+yk_status yk_auto_choose(yk_plan **out, yk_machine **machine, const yk_model *model, const yk_engine_opts *o, char *why,
+                         size_t capacity, yk_error *err)
 {
     choice c;
     yk_error inner = {0};

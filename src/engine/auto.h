@@ -18,8 +18,8 @@ yk_status yk_auto_wishes(yk_plan_wishes *out, const yk_engine_opts *o, yk_error 
 
 /* The plan for options without one. *out NULL: the CPU alone; `why` says it in one line. With device "auto" failures of devices are no failure.
  * *machine: the measurement the plan was made by, closed by the caller; NULL when it is o->machine or when there was nothing to choose. */
-yk_status yk_auto_choose(yk_plan **out, yk_machine **machine, const yk_model *model, const yk_engine_opts *o, char *why, size_t capacity,
-                         yk_error *err);
+yk_status yk_auto_choose(yk_plan **out, yk_machine **machine, const yk_model *model, const yk_engine_opts *o, char *why,
+                         size_t capacity, yk_error *err);
 /* May device "auto" go on with the CPU after this failure of a device? */
 bool yk_auto_may_retreat(const yk_engine_opts *o, yk_status st);
 

@@ -351,7 +351,8 @@ yk_status yk_engine_workers(uint32_t threads, uint32_t *n, yk_error *err)
 }
 
 /* Everything behind the choice of the plan. plan NULL: the CPU alone. */
-static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_machine *machine, const yk_engine_opts *o, yk_error *err)
+static yk_status open_parts(yk_engine *e, const yk_plan *plan, const yk_machine *machine, const yk_engine_opts *o,
+                            yk_error *err)
 {
     uint32_t n_workers;
     YK_TRY(yk_engine_workers(o->threads, &n_workers, err));

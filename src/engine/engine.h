@@ -149,19 +149,19 @@ enum yk_stage_kind {
 typedef struct yk_step {
     yk_engine *engine;
     uint32_t n_tokens, n_runs, n_kv_slices, n_logits;
-    yk_bucket bucket;       /* of n_tokens */
-    int32_t *tokens;        /* [n_tokens] */
-    uint32_t *pos;          /* [n_tokens] */
-    yk_run *runs;           /* [n_runs] */
-    yk_kv_slice *kv_slices; /* [n_kv_slices] */
-    uint32_t *kv_slice_of;  /* [n_tokens] kv slice that holds the token */
-    uint32_t *tables;       /* [n_runs][max_blocks] pool blocks of each run's committed positions */
-    uint32_t *logits_token; /* [n_logits] token of the step */
-    uint32_t *logits_row;   /* [n_logits] row in engine->logits */
-    uint32_t n_attn_parts;  /* of all kv slices */
-    bool attn_split;        /* slices of attention are parts of the positions, in layers without a window */
-    uint8_t *flow;          /* [n_layers] YK_FLOW_*: where a layer's FFN sum is */
-    yk_group dense;         /* layers without experts: all tokens in part 0 */
+    yk_bucket bucket;           /* of n_tokens */
+    int32_t *tokens;            /* [n_tokens] */
+    uint32_t *pos;              /* [n_tokens] */
+    yk_run *runs;               /* [n_runs] */
+    yk_kv_slice *kv_slices;     /* [n_kv_slices] */
+    uint32_t *kv_slice_of;      /* [n_tokens] kv slice that holds the token */
+    uint32_t *tables;           /* [n_runs][max_blocks] pool blocks of each run's committed positions */
+    uint32_t *logits_token;     /* [n_logits] token of the step */
+    uint32_t *logits_row;       /* [n_logits] row in engine->logits */
+    uint32_t n_attn_parts;      /* of all kv slices */
+    bool attn_split;            /* slices of attention are parts of the positions, in layers without a window */
+    uint8_t *flow;              /* [n_layers] YK_FLOW_*: where a layer's FFN sum is */
+    yk_group dense;             /* layers without experts: all tokens in part 0 */
     struct yk_layer_work *work; /* [n_layers] for statistics (stats.h) */
     yk_job job;
 } yk_step;

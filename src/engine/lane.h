@@ -132,9 +132,9 @@ struct yk_gpulane {
     yk_lane_mark *marks; /* [YK_LANE_MARKS] of this step, with a trace or when statistics want them */
     uint32_t n_marks;
     bool marking, marks_lost;
-    uint64_t launched_bytes; /* read by all launches so far */
+    uint64_t launched_bytes;       /* read by all launches so far */
     uint64_t up_bytes, down_bytes; /* of all copies of steps so far */
-    struct yk_swap *swap;    /* experts that change places (swap.h), or NULL */
+    struct yk_swap *swap;          /* experts that change places (swap.h), or NULL */
     /* For tests with the null device's modelled time: the pool's products are not computed but take the time that their bytes need at this many
      * bytes a second, and experts are chosen in turn. 0: off. Logits mean nothing then. */
     double cpu_rate;

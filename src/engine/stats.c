@@ -186,8 +186,8 @@ void yk_stats_end(yk_stats *s, const yk_step *step, bool ok)
         if (s->sampled)
             add_sample(s, &w, ns);
     }
-    const double roof = fmax(fmax((double)w.host_bytes * s->host_s, (double)w.device_bytes * s->device_s),
-                             (double)w.up_bytes * s->up_s);
+    const double roof =
+        fmax(fmax((double)w.host_bytes * s->host_s, (double)w.device_bytes * s->device_s), (double)w.up_bytes * s->up_s);
     w.roof_ns = (uint64_t)(1e9 * roof);
     const double predicted = yk_stats_predict(s, step);
     if (predicted > 0) {

@@ -31,17 +31,17 @@ typedef struct yk_stats {
 
     /* the running step */
     uint64_t start_ns, cpu_ns, wait_ns;
-    uint64_t launched, up, down;   /* the lane's counters at its begin */
-    bool sampled;                  /* its tasks are recorded for us */
-    uint64_t record_ns;            /* what recording has taken of it */
-    uint64_t gpu_ns, link_ns;      /* from its tasks */
+    uint64_t launched, up, down;                   /* the lane's counters at its begin */
+    bool sampled;                                  /* its tasks are recorded for us */
+    uint64_t record_ns;                            /* what recording has taken of it */
+    uint64_t gpu_ns, link_ns;                      /* from its tasks */
     uint64_t weights_ns, weights_bytes, n_weights; /* copies of weights among them */
-    bool whole;                    /* all of them are known */
-    uint64_t units[3];             /* intermediate units of FFN parts with tokens, by yk_kind: known at its end */
-    const yk_trace_rec **tasks;    /* [YK_LANE_MARKS] scratch */
-    uint32_t kind;                 /* of yk_work */
-    uint32_t left[YK_N_WORK];      /* steps until the next one is recorded */
-    bool warm[YK_N_WORK];          /* the first recorded one opens events: it does not count */
+    bool whole;                                    /* all of them are known */
+    uint64_t units[3];          /* intermediate units of FFN parts with tokens, by yk_kind: known at its end */
+    const yk_trace_rec **tasks; /* [YK_LANE_MARKS] scratch */
+    uint32_t kind;              /* of yk_work */
+    uint32_t left[YK_N_WORK];   /* steps until the next one is recorded */
+    bool warm[YK_N_WORK];       /* the first recorded one opens events: it does not count */
 
     /* The planner's view; priced false: the machine is not known. */
     bool priced, has_shape;

@@ -246,8 +246,9 @@ static void check_parts(check *c, const shape *s, uint32_t n_tokens, const uint3
 {
     data d;
     data_open(&d, s, r);
-    set_params(c, "%u parts, the first up to %u, heads %u head_dim %u %u..%u, %u tokens %s%s %s", n_cuts + 1, cuts[0], s->n_heads,
-               s->head_dim, s->first, s->end, n_tokens, s->f16 ? "f16" : "f32", s->sinks ? " sinks" : "", fill_name(s->how));
+    set_params(c, "%u parts, the first up to %u, heads %u head_dim %u %u..%u, %u tokens %s%s %s", n_cuts + 1, cuts[0],
+               s->n_heads, s->head_dim, s->first, s->end, n_tokens, s->f16 ? "f16" : "f32", s->sinks ? " sinks" : "",
+               fill_name(s->how));
     const size_t n_q = (size_t)s->n_heads * s->head_dim, stride = n_q + 5, n_state = 2 * s->n_heads;
     float *q = guarded_new(n_tokens * stride * sizeof *q, 4), *out = guarded_new(n_tokens * n_q * sizeof *out, 4),
           *state = guarded_new(n_tokens * n_state * sizeof *state, 4), *part = guarded_new(n_tokens * stride * sizeof *part, 4),
