@@ -91,7 +91,7 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
     const uint32_t units = use->units;
     if (!units || !(use->instances > 0))
         return;
-    double tokens, s = 0, bytes = 0;
+    double tokens, s = 0, bytes = 0, per_byte = 0;
     const double active = use->instances * yk_cost_active(c->shape, use->group, step->n, &tokens);
     const yk_lane *lane = kind == YK_KIND_CC ? &c->cpu : &c->gpu;
     const bool last = use->unit0 + units == part->cut.n;
@@ -100,8 +100,9 @@ void yk_cost_add(const yk_cost *c, yk_load *load, const yk_shape_layer *layer, c
     for (int m = 0; m < YK_PART_MATS; m++) {
         const double b = (double)(units - last) * (double)part->unit_bytes[m] + (last ? (double)part->last_bytes[m] : 0);
         bytes += b;
-        s += mean_product_s(lane, step, part->type[m], b, tokens, spread) *
-             (m == YK_MAT_DOWN ? yk_lane_down(lane, part->type[m], step->prefill, units) : 1);
+        if (!m || part->type[m] != part->type[m - 1])
+            per_byte = mean_product_s(lane, step, part->type[m], 1, tokens, spread);
+        s += b * per_byte * (m == YK_MAT_DOWN ? yk_lane_down(lane, part->type[m], step->prefill, units) : 1);
     }
     if (kind == YK_KIND_CC) {
         const double width =

@@ -666,8 +666,10 @@ double yk_curve_at(const yk_curve *c, double tokens)
 double yk_lane_down(const yk_lane *lane, yk_type type, bool prefill, uint32_t units)
 {
     const double wide = lane->down_factor[type][prefill], narrow = lane->down_factor[type][prefill + 2];
-    const double at = 1.0 / units, from = 1.0 / down_units[0], to = 1.0 / down_units[2];
-    return units < down_units[0] && narrow > wide ? wide + (narrow - wide) * (at - from) / (to - from) : wide;
+    if (units >= down_units[0] || !(narrow > wide))
+        return wide;
+    const double from = 1.0 / down_units[0], to = 1.0 / down_units[2];
+    return wide + (narrow - wide) * (1.0 / units - from) / (to - from);
 }
 
 double yk_curve_tiled(const yk_curve *c, double tokens)

@@ -22,9 +22,9 @@ static inline void yk_pair_speeds(const yk_pair *p, double cpu, double link, dou
         *cpu_speed = demand > 1 ? 1 / demand : 1;
         *link_speed = 1 / (1 + (p->link_slow - 1) * (demand < 1 ? demand : 1));
     } else if (cpu > half && half > 0) {
-        const double alone = cpu < p->memory ? cpu : p->memory, beside = link < half ? link : half;
-        *cpu_speed = (alone - (alone - half) * beside / half) / cpu;
-        *link_speed = beside / link;
+        const double alone = cpu < p->memory ? cpu : p->memory;
+        *cpu_speed = (link < half ? alone - (alone - half) * link / half : half) / cpu;
+        *link_speed = link < half ? 1 : half / link;
     } else if (half > 0 && cpu + link > p->memory)
         *link_speed = (p->memory - cpu) / link;
 }
