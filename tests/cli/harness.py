@@ -14,6 +14,8 @@ COMMANDS = ('run', 'chat', 'inspect', 'tokenize', 'perplexity', 'bench', 'profil
 
 folder = tempfile.TemporaryDirectory(prefix='yoke-cli-')
 os.environ['XDG_CACHE_HOME'] = os.path.join(folder.name, 'cache')  # measurements of the machine are kept there
+# For builds that check leaks: what drivers and their compilers leak is not ours.
+os.environ.setdefault('LSAN_OPTIONS', 'suppressions=%s:print_suppressions=0' % os.path.join(SOURCE, 'tests', 'lsan.supp'))
 
 
 def path(name):
