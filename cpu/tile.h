@@ -2,6 +2,7 @@
 #ifndef YK_CPU_TILE_H
 #define YK_CPU_TILE_H
 
+#include "cpu/ops.h"
 #include "cpu/pack.h"
 
 /* Byte offsets of the planes of a tile; a plane the type does not have is 0. Codes start at 0. */
@@ -125,6 +126,17 @@ static inline int yk_tile_offset(yk_type type)
     default:
         return 0;
     }
+}
+
+/* Bytes from a tile at column c to the one that comes `ahead` columns later; behind the last column to the first ones of the panels that follow these, which
+ * the next call often begins with. */
+static inline int64_t yk_column_ahead(const yk_matmul_packed *m, uint32_t c, uint32_t ahead, uint32_t n_panels)
+{
+    const uint32_t n = (m->n_cols + YK_TILE_COLS - 1) / YK_TILE_COLS, at = c / YK_TILE_COLS;
+    const int64_t stride = (int64_t)m->tile_stride;
+    if (at + ahead < n)
+        return ahead * stride;
+    return n_panels * (int64_t)m->panel_bytes + ((int64_t)((at + ahead) % n) - at) * stride;
 }
 
 #endif

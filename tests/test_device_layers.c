@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu/modules.h"
 #include "partition/machine.h"
 #include "src/engine/lane.h"
+#include "tests/backend.h"
 #include "tests/tolerance.h"
 #include "yoke/yoke.h"
 
@@ -277,16 +277,9 @@ int main(int argc, char **argv)
 {
     const bool split = argc > 3 && strcmp(argv[1], "split") == 0;
     const char *backend = argc > 2 ? argv[2] : "null";
-    yk_modules *modules;
-    yk_error err = {0};
-    if (yk_modules_load(&modules, &(yk_modules_opts){.null_options = "compute"}, &err) != YK_OK)
-        return fail("yk_modules_load", err.text);
-    const bool there = yk_modules_find(modules, backend);
-    yk_modules_close(&modules);
-    if (!there) {
-        printf("skipped: no %s\n", backend);
-        return 77;
-    }
+    const int missing = yk_test_backend(backend);
+    if (missing)
+        return missing;
     yk_machine *machine = NULL;
     tally t = {0};
     uint32_t seed = 1;

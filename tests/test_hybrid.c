@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu/modules.h"
 #include "src/engine/lane.h"
 #include "src/model/cut.h"
+#include "tests/backend.h"
 #include "tests/tolerance.h"
 #include "yoke/yoke.h"
 
@@ -270,17 +270,9 @@ int main(int argc, char **argv)
 {
     const char *backend = argc > 1 ? argv[1] : "null";
     const int n = argc > 2 ? atoi(argv[2]) : 20;
-    yk_modules *modules;
-    yk_error err = {0};
-    if (yk_modules_load(&modules, &(yk_modules_opts){.null_options = "compute"}, &err) != YK_OK)
-        return fail("yk_modules_load", err.text);
-    const bool there = yk_modules_find(modules, backend);
-    for (int i = 0; !there && i < YK_N_BACKENDS; i++)
-        if (modules->backends[i].name && strcmp(modules->backends[i].name, backend) == 0)
-            printf("skipped: %s: %s\n", backend, modules->backends[i].why);
-    yk_modules_close(&modules);
-    if (!there)
-        return 77;
+    const int missing = yk_test_backend(backend);
+    if (missing)
+        return missing;
     tally t = {0};
     for (size_t i = 0; i < N_MODELS; i++)
         if ((argc < 4 || strstr(models[i].path, argv[3])) &&

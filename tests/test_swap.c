@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "src/engine/swap.h"
+#include "tests/backend.h"
 #include "tests/tolerance.h"
 
 enum {
@@ -576,8 +577,6 @@ static int test_soak(const char *backend, uint32_t n_steps)
 int main(int argc, char **argv)
 {
     const char *backend = argc > 1 ? argv[1] : "null";
-    yk_modules *modules;
-    yk_error err = {0};
     uint64_t n_swaps = 0;
     uint32_t n_earlier = 0;
     if (argc < 3)
@@ -585,15 +584,9 @@ int main(int argc, char **argv)
     snprintf(cache, sizeof cache, "%s/swap-cache-%s-%ld", argv[2], argv[argc - 1], (long)getpid());
     setenv("XDG_CACHE_HOME", cache, 1);
     yk_log_set(count_warnings, NULL, YK_LOG_WARN);
-    if (yk_modules_load(&modules, &(yk_modules_opts){.null_options = "compute"}, &err) != YK_OK)
-        return fail("yk_modules_load", err.text);
-    const bool there = yk_modules_find(modules, backend);
-    for (int i = 0; !there && i < YK_N_BACKENDS; i++)
-        if (modules->backends[i].name && strcmp(modules->backends[i].name, backend) == 0)
-            printf("skipped: %s: %s\n", backend, modules->backends[i].why);
-    yk_modules_close(&modules);
-    if (!there)
-        return 77;
+    const int missing = yk_test_backend(backend);
+    if (missing)
+        return missing;
     if (argc > 4)
         return test_soak(backend, (uint32_t)atoi(argv[4]));
     if (argc > 3)

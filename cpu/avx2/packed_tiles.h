@@ -834,17 +834,6 @@ static void store_panel(const yk_matmul_packed *m, uint32_t r, uint32_t t0, uint
     }
 }
 
-/* From a tile at column c to the one that comes `ahead` columns later; behind the last column to the first ones of the panels that follow these, which
- * the next call often begins with. */
-static int64_t column_ahead(const yk_matmul_packed *m, uint32_t c, uint32_t ahead, uint32_t n_panels)
-{
-    const uint32_t n = (m->n_cols + YK_TILE_COLS - 1) / YK_TILE_COLS, at = c / YK_TILE_COLS;
-    const int64_t stride = (int64_t)m->tile_stride;
-    if (at + ahead < n)
-        return ahead * stride;
-    return n_panels * (int64_t)m->panel_bytes + ((int64_t)((at + ahead) % n) - at) * stride;
-}
-
 /* The same for one group when the tiles of a panel lie far apart but panels follow each other: all panels of a chunk meet a column of tiles before the
  * next one, which is fetched meanwhile. */
 static void columns_first(const yk_matmul_packed *m, const steps *st, const group *g)
@@ -859,7 +848,7 @@ static void columns_first(const yk_matmul_packed *m, const steps *st, const grou
             const uint32_t cols = m->n_cols - c < YK_TILE_COLS ? m->n_cols - c : YK_TILE_COLS;
             for (uint32_t p = 0; p < n_panels; p++) {
                 const uint8_t *w = column + p * m->panel_bytes;
-                const int64_t near = column_ahead(m, c, 1, n_panels), far = column_ahead(m, c, AHEAD, n_panels);
+                const int64_t near = yk_column_ahead(m, c, 1, n_panels), far = yk_column_ahead(m, c, AHEAD, n_panels);
                 st->direct[g->n](&(step){w, NULL, cols, c, g, sums[p], false, near, far});
             }
         }

@@ -616,17 +616,6 @@ static void store_panel(const yk_matmul_packed *m, uint32_t r, uint32_t t0, uint
                               _mm512_load_ps(y + YK_TILE_ROWS * t));
 }
 
-/* From a tile at column c to the one that comes `ahead` columns later; behind the last column to the first ones of the panels that follow these, which
- * the next call often begins with. */
-static int64_t column_ahead(const yk_matmul_packed *m, uint32_t c, uint32_t ahead, uint32_t n_panels)
-{
-    const uint32_t n = (m->n_cols + YK_TILE_COLS - 1) / YK_TILE_COLS, at = c / YK_TILE_COLS;
-    const int64_t stride = (int64_t)m->tile_stride;
-    if (at + ahead < n)
-        return ahead * stride;
-    return n_panels * (int64_t)m->panel_bytes + ((int64_t)((at + ahead) % n) - at) * stride;
-}
-
 /* The same for one group when the tiles of a panel lie far apart but panels follow each other: all panels of a chunk meet a column of tiles before the
  * next one, which is fetched meanwhile. */
 static void columns_first(const yk_matmul_packed *m, const steps *st, const group *g)
@@ -643,7 +632,8 @@ static void columns_first(const yk_matmul_packed *m, const steps *st, const grou
                 const uint32_t panels = g->n >= PAIR && n_panels - p >= 2 && st->pair[g->n] ? 2 : 1;
                 const uint8_t *first = column + p * m->panel_bytes, *w[2] = {first, first + (panels - 1) * m->panel_bytes};
                 float *const y[2] = {sums[p], sums[p + panels - 1]};
-                const step s = {w, cols, c, g, y, false, column_ahead(m, c, 1, n_panels), column_ahead(m, c, AHEAD, n_panels)};
+                const step s = {
+                    w, cols, c, g, y, false, yk_column_ahead(m, c, 1, n_panels), yk_column_ahead(m, c, AHEAD, n_panels)};
                 (panels == 2 ? st->pair : st->single)[g->n](&s);
                 p += panels;
             }
